@@ -1,0 +1,203 @@
+//! Targets, allocator functions, blocks and allocation sites.
+
+use super::assert_size;
+
+/// Processes that can be captured at the same time.
+pub const MAX_TARGETS: u32 = 256;
+
+/// What a probed allocator function does with its arguments; the low byte of
+/// a probe's cookie.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FunctionKind {
+    /// `f(size)`: malloc, valloc, pvalloc, operator new, mallocx(size, …).
+    Malloc = 1,
+    /// `f(count, size)`: calloc.
+    Calloc = 2,
+    /// `f(old, size)`: realloc, rallocx(old, size, …).
+    Realloc = 3,
+    /// `f(old, count, size)`: reallocarray.
+    Reallocarray = 4,
+    /// `f(alignment, size)`: aligned_alloc, memalign.
+    AlignedAlloc = 5,
+    /// `f(&result, alignment, size)`, 0 on success: posix_memalign.
+    PosixMemalign = 6,
+    /// `f(block, …)`: free, cfree, sdallocx, operator delete.
+    Free = 7,
+    /// `f(old, size, alignment)` where the alignment does not matter here:
+    /// mi_realloc_aligned.
+    ReallocAligned = 8,
+    /// `f(size, alignment)`: mi_malloc_aligned.
+    MallocAligned = 9,
+    /// `f(count, size, alignment)`: mi_calloc_aligned.
+    CallocAligned = 10,
+}
+
+impl FunctionKind {
+    /// The kind with this number, if there is one.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Malloc,
+            2 => Self::Calloc,
+            3 => Self::Realloc,
+            4 => Self::Reallocarray,
+            5 => Self::AlignedAlloc,
+            6 => Self::PosixMemalign,
+            7 => Self::Free,
+            8 => Self::ReallocAligned,
+            9 => Self::MallocAligned,
+            10 => Self::CallocAligned,
+            _ => return None,
+        })
+    }
+}
+
+/// The cookie of one probe: which target it belongs to and what the function
+/// does. Bits 0–7 [`FunctionKind`], bit 8 [`Cookie::MAY_NEST`], bits 16–31
+/// slot in the target table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cookie(pub u64);
+
+impl Cookie {
+    /// The function may call another probed function of its family, so that
+    /// its return must be seen even when it is not sampled.
+    pub const MAY_NEST: u64 = 1 << 8;
+
+    /// Packs a cookie.
+    pub const fn new(slot: u32, kind: FunctionKind, may_nest: bool) -> Self {
+        let nest = if may_nest { Self::MAY_NEST } else { 0 };
+        Self(kind as u64 | nest | ((slot as u64) << 16))
+    }
+
+    /// Number of the function kind.
+    pub const fn kind(self) -> u8 {
+        (self.0 & 0xff) as u8
+    }
+
+    /// Whether the return must always be seen.
+    pub const fn may_nest(self) -> bool {
+        self.0 & Self::MAY_NEST != 0
+    }
+
+    /// Slot in the target table.
+    pub const fn slot(self) -> u32 {
+        ((self.0 >> 16) & 0xffff) as u32
+    }
+}
+
+/// How to find Tokio's current task id of a thread; see `tokio_rt::tls`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TaskIdRecipe {
+    /// One of the `KIND_*` constants.
+    pub kind: u32,
+    /// 1: an `Option<u64>` of two words, the tag in front of the value
+    /// (Tokio 1.22 to 1.39). 0: one word, 0 for none.
+    pub has_tag: u32,
+    /// `KIND_STATIC`: the TLS block starts this many bytes below the thread
+    /// pointer. `KIND_DTV`: byte offset of the module's entry in the DTV.
+    pub block: u64,
+    /// Byte offset of the id's value within the TLS block.
+    pub slot: u64,
+}
+
+impl TaskIdRecipe {
+    /// Nothing to read.
+    pub const KIND_NONE: u32 = 0;
+    /// The block lies at a fixed distance below the thread pointer.
+    pub const KIND_STATIC: u32 = 1;
+    /// The block is found through the dynamic thread vector (glibc).
+    pub const KIND_DTV: u32 = 2;
+}
+assert_size!(TaskIdRecipe, 24);
+
+/// One process under capture.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Thread group id as the kernel sees it; 0: the slot is free.
+    pub tgid: u32,
+    /// Counts the programs this process has run since it became a target.
+    /// Blocks of another epoch are void: exec replaced the address space.
+    pub epoch: u32,
+    /// Sampling mean in bytes; 0 or 1: every allocation.
+    pub mean: u64,
+    /// Where the Tokio task id is.
+    pub task_id: TaskIdRecipe,
+}
+assert_size!(Target, 40);
+
+/// Names a live block.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct BlockKey {
+    /// Owner's thread group id.
+    pub tgid: u32,
+    /// Owner's epoch when the block was allocated.
+    pub epoch: u32,
+    /// Address the allocator returned.
+    pub address: u64,
+}
+assert_size!(BlockKey, 16);
+
+/// A sampled block that has not been freed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Block {
+    /// Requested size in bytes.
+    pub size: u64,
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub born_ns: u64,
+    /// Hash of the allocation stack.
+    pub stack: u64,
+    /// Tokio task id, 0 for none.
+    pub task: u64,
+    /// Sampling mean in force at the allocation.
+    pub mean: u64,
+}
+assert_size!(Block, 40);
+
+/// What one allocation site did since the capture began; sampled events,
+/// unweighted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Site {
+    /// Process of the site.
+    pub tgid: u32,
+    /// Epoch of the site.
+    pub epoch: u32,
+    /// 1 once the frames were sent to user space.
+    pub announced: u64,
+    /// Sampled blocks allocated here.
+    pub allocated: u64,
+    /// Their bytes.
+    pub allocated_bytes: u64,
+    /// Those of them that were freed.
+    pub freed: u64,
+    /// Their bytes.
+    pub freed_bytes: u64,
+    /// Longest life of a freed block, nanoseconds.
+    pub longest_life_ns: u64,
+    /// Sum of the lives of the freed blocks, microseconds.
+    pub lives_us: u64,
+}
+assert_size!(Site, 64);
+
+/// Counters of one target; kept per CPU, so user space adds them up.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TargetCounts {
+    /// Calls of allocating functions, sampled or not.
+    pub allocations: u64,
+    /// Bytes they asked for.
+    pub allocated_bytes: u64,
+    /// Calls of freeing functions with a block.
+    pub frees: u64,
+    /// Allocations recorded as live blocks.
+    pub sampled: u64,
+    /// Frees of recorded blocks.
+    pub sampled_frees: u64,
+    /// Events that could not be recorded, by [`super::loss::Loss`].
+    pub lost: [u64; super::loss::Loss::COUNT],
+}
+assert_size!(TargetCounts, 40 + 8 * super::loss::Loss::COUNT);

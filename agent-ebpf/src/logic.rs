@@ -1,0 +1,3 @@
+//! Decisions shared by both sides of the border, free of kernel helpers.
+
+pub mod sampling;

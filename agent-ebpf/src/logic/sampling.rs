@@ -1,0 +1,152 @@
+//! Poisson sampling by bytes.
+//!
+//! Sample points lie on the stream of allocated bytes with a mean distance
+//! `mean`; a block is sampled when at least one point falls into it, so with
+//! probability `1 − e^(−size/mean)`. Distances are kept in units of the mean,
+//! so that targets with different means can share one generator.
+
+/// Fixed point: one mean distance.
+pub const UNIT: u64 = 1 << 20;
+
+/// Sizes are capped here before they are scaled: 2^40 bytes.
+const SIZE_CAP: u64 = 1 << 40;
+
+/// How far a block of `size` bytes moves along the stream, in 1/[`UNIT`]
+/// means. An empty block counts as one byte.
+#[inline(always)]
+pub fn distance(size: u64, mean: u64) -> u64 {
+    let size = if size == 0 { 1 } else if size > SIZE_CAP { SIZE_CAP } else { size };
+    let mean = if mean == 0 { 1 } else { mean };
+    let d = (size * UNIT) / mean;
+    if d == 0 { 1 } else { d }
+}
+
+/// −log2(1 − i/64) in 1/2^20, for the mantissa steps of [`gap`].
+const LOG2: [u32; 65] = log2_table();
+
+/// log2(1 + i/64) · 2^20, computed at build time by repeated squaring.
+const fn log2_table() -> [u32; 65] {
+    let mut table = [0u32; 65];
+    let mut i = 0;
+    while i <= 64 {
+        // x in [1, 2] as 32.32 fixed point
+        let mut x: u128 = ((64 + i as u128) << 32) / 64;
+        let mut result: u64 = 0;
+        if i == 64 {
+            table[i] = 1 << 20;
+            break;
+        }
+        let mut bit = 0;
+        while bit < 24 {
+            x = (x * x) >> 32;
+            result <<= 1;
+            if x >= 2 << 32 {
+                result |= 1;
+                x >>= 1;
+            }
+            bit += 1;
+        }
+        table[i] = ((result + 8) >> 4) as u32;
+        i += 1;
+    }
+    table
+}
+
+/// Draws the distance to the next sample point, exponential with mean
+/// [`UNIT`], from a uniform 32-bit number.
+#[inline(always)]
+pub fn gap(random: u32) -> u64 {
+    // u = (2·random + 1) / 2^33 lies strictly inside (0, 1).
+    let u = ((random as u64) << 1) | 1;
+    let mut exponent: u64 = 0;
+    let mut x = u;
+    if x >= 1 << 32 {
+        exponent += 32;
+        x >>= 32;
+    }
+    if x >= 1 << 16 {
+        exponent += 16;
+        x >>= 16;
+    }
+    if x >= 1 << 8 {
+        exponent += 8;
+        x >>= 8;
+    }
+    if x >= 1 << 4 {
+        exponent += 4;
+        x >>= 4;
+    }
+    if x >= 1 << 2 {
+        exponent += 2;
+        x >>= 2;
+    }
+    if x >= 2 {
+        exponent += 1;
+    }
+    // mantissa of u in [0, 1) with 20 bits: 6 for the table, 14 between steps
+    let mantissa = if exponent >= 20 { (u >> (exponent - 20)) & 0xf_ffff } else { (u << (20 - exponent)) & 0xf_ffff };
+    let step = ((mantissa >> 14) & 63) as usize;
+    let rest = mantissa & 0x3fff;
+    let low = LOG2[step] as u64;
+    let high = LOG2[step + 1] as u64;
+    let log2 = exponent * UNIT + low + (((high - low) * rest) >> 14);
+    let minus_log2_u = 33 * UNIT - log2;
+    // · ln 2, as 2^-32 fixed point
+    ((minus_log2_u * 2_977_044_472) >> 32) + 1
+}
+
+/// How many blocks of this size one sample stands for:
+/// 1 / (1 − e^(−size/mean)); 1 where every allocation is taken.
+#[cfg(not(target_arch = "bpf"))]
+pub fn weight(size: u64, mean: u64) -> f64 {
+    if mean <= 1 {
+        return 1.0;
+    }
+    1.0 / -(-(size.max(1) as f64) / mean as f64).exp_m1()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gap_is_exponential() {
+        // Mean and quantiles over an even grid of the 32-bit numbers.
+        let steps = 1u32 << 20;
+        let draws: Vec<f64> = (0..steps).map(|i| gap(i.wrapping_mul(4096) + 2048) as f64 / UNIT as f64).collect();
+        let mean = draws.iter().sum::<f64>() / f64::from(steps);
+        assert!((mean - 1.0).abs() < 1e-3, "mean {mean}");
+        for q in [0.01, 0.1, 0.5, 0.9, 0.99, 0.999] {
+            let limit = -(1.0f64 - q).ln();
+            let share = draws.iter().filter(|d| **d <= limit).count() as f64 / f64::from(steps);
+            assert!((share - q).abs() < 1e-3, "quantile {q}: {share}");
+        }
+    }
+
+    #[test]
+    fn weights_add_up_to_the_truth() {
+        let mut state = 1u64;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u32
+        };
+        for (size, mean) in [(64u64, 4096u64), (1000, 1024), (100_000, 65_536), (16, 8)] {
+            let blocks = 2_000_000;
+            let mut left = gap(random());
+            let mut estimate = 0.0;
+            for _ in 0..blocks {
+                let d = distance(size, mean);
+                if d < left {
+                    left -= d;
+                    continue;
+                }
+                left = gap(random());
+                estimate += weight(size, mean);
+            }
+            let ratio = estimate / f64::from(blocks);
+            assert!((ratio - 1.0).abs() < 0.03, "size {size} mean {mean}: {ratio}");
+        }
+    }
+}

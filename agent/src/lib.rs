@@ -1,0 +1,24 @@
+//! lingerscope finds memory that lingers: which code path and which Tokio task
+//! hold memory they should have released, in any process, without a restart.
+//!
+//! Data flows one way: [`host`] tells what runs, [`capture`] follows
+//! allocations in the kernel, [`unwind`] and [`symbols`] turn stacks into
+//! functions, [`tokio_rt`] names tasks, [`ledger`] keeps what is live,
+//! [`analysis`] judges it, [`finding`] is the one model that every
+//! [`output`] prints. [`inspect`] is the front that runs them for named
+//! targets.
+//!
+//! `ledger`, `analysis` and `finding` are pure: they know nothing of aya,
+//! tokio, files or clocks.
+
+pub mod analysis;
+pub mod capture;
+pub mod cli;
+pub mod finding;
+pub mod host;
+pub mod inspect;
+pub mod ledger;
+pub mod output;
+pub mod symbols;
+pub mod tokio_rt;
+pub mod unwind;
