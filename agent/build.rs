@@ -9,7 +9,8 @@ fn main() {
         .map_or_else(|| root.join("target/bpf/lingerscope.bpf.o"), PathBuf::from);
     println!("cargo::rerun-if-env-changed=LINGERSCOPE_EBPF_OBJECT");
     println!("cargo::rerun-if-changed={}", object.display());
-    let embedded = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("lingerscope.bpf.o");
+    let embedded =
+        PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("lingerscope.bpf.o");
     let bytes = fs::read(&object).unwrap_or_default();
     if let Err(error) = fs::write(&embedded, bytes) {
         println!("cargo::error=cannot write {}: {error}", embedded.display());

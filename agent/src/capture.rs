@@ -1,1 +1,4 @@
-//! To come.
+//! Follows allocations of target processes in the kernel.
+
+pub mod bpf;
+pub mod object;

@@ -1,1 +1,11 @@
-//! To come.
+//! What runs on this host and how to read it without changing it.
+//!
+//! This is the only room that opens files or memory of other processes
+//! (SAFE-1).
+
+pub mod btf;
+pub mod kernel;
+pub mod mapping;
+pub mod memory;
+pub mod module;
+pub mod process;

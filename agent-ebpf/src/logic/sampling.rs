@@ -15,7 +15,13 @@ const SIZE_CAP: u64 = 1 << 40;
 /// means. An empty block counts as one byte.
 #[inline(always)]
 pub fn distance(size: u64, mean: u64) -> u64 {
-    let size = if size == 0 { 1 } else if size > SIZE_CAP { SIZE_CAP } else { size };
+    let size = if size == 0 {
+        1
+    } else if size > SIZE_CAP {
+        SIZE_CAP
+    } else {
+        size
+    };
     let mean = if mean == 0 { 1 } else { mean };
     let d = (size * UNIT) / mean;
     if d == 0 { 1 } else { d }
@@ -84,7 +90,11 @@ pub fn gap(random: u32) -> u64 {
         exponent += 1;
     }
     // mantissa of u in [0, 1) with 20 bits: 6 for the table, 14 between steps
-    let mantissa = if exponent >= 20 { (u >> (exponent - 20)) & 0xf_ffff } else { (u << (20 - exponent)) & 0xf_ffff };
+    let mantissa = if exponent >= 20 {
+        (u >> (exponent - 20)) & 0xf_ffff
+    } else {
+        (u << (20 - exponent)) & 0xf_ffff
+    };
     let step = ((mantissa >> 14) & 63) as usize;
     let rest = mantissa & 0x3fff;
     let low = LOG2[step] as u64;
@@ -113,7 +123,9 @@ mod tests {
     fn gap_is_exponential() {
         // Mean and quantiles over an even grid of the 32-bit numbers.
         let steps = 1u32 << 20;
-        let draws: Vec<f64> = (0..steps).map(|i| gap(i.wrapping_mul(4096) + 2048) as f64 / UNIT as f64).collect();
+        let draws: Vec<f64> = (0..steps)
+            .map(|i| gap(i.wrapping_mul(4096) + 2048) as f64 / UNIT as f64)
+            .collect();
         let mean = draws.iter().sum::<f64>() / f64::from(steps);
         assert!((mean - 1.0).abs() < 1e-3, "mean {mean}");
         for q in [0.01, 0.1, 0.5, 0.9, 0.99, 0.999] {
@@ -146,7 +158,10 @@ mod tests {
                 estimate += weight(size, mean);
             }
             let ratio = estimate / f64::from(blocks);
-            assert!((ratio - 1.0).abs() < 0.03, "size {size} mean {mean}: {ratio}");
+            assert!(
+                (ratio - 1.0).abs() < 0.03,
+                "size {size} mean {mean}: {ratio}"
+            );
         }
     }
 }

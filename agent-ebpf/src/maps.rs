@@ -1,0 +1,123 @@
+//! Every map, with the reason for its size.
+
+use agent_ebpf::abi::{
+    ABI_VERSION,
+    heap::{Block, BlockKey, MAX_TARGETS, Site, Target, TargetCounts},
+    stack::{CHUNK_ROWS, MAX_CHUNKS, MAX_FRAMES, Mappings, Row},
+};
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array as BtfArray, ArrayOfMaps},
+    macros::{btf_map, map},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+
+/// Unwind rows as one array value, so that a chunk is one map lookup.
+#[repr(C)]
+pub(crate) struct Chunk {
+    pub(crate) rows: [Row; CHUNK_ROWS],
+}
+
+/// What one thread is doing, and its scratch memory. One thread runs one
+/// program at a time, so nothing here is shared; per-CPU memory would be, as
+/// uprobe programs can be preempted.
+#[repr(C)]
+pub(crate) struct Thread {
+    /// Non-zero while an allocating function that must be seen to return runs.
+    pub active: u64,
+    /// Stack pointer at its entry.
+    pub sp: u64,
+    /// CLOCK_MONOTONIC at its entry.
+    pub entered_ns: u64,
+    /// Requested bytes.
+    pub size: u64,
+    /// `FunctionKind`.
+    pub kind: u64,
+    /// posix_memalign: where the result goes.
+    pub result: u64,
+    /// Non-zero: the block is to be recorded.
+    pub sampled: u64,
+    /// Hash of the stack; 0 when it could not be kept.
+    pub stack: u64,
+    /// Tokio task id.
+    pub task: u64,
+    /// Sampling mean in force.
+    pub mean: u64,
+    /// Non-zero: `old` was taken out of `LIVE` by this realloc.
+    pub has_old: u64,
+    /// Address of `old`.
+    pub old_address: u64,
+    pub old: Block,
+    /// Unwinder: valid frames, how it ended, hash, laundry (see `unwind`).
+    pub frame_count: u64,
+    pub end: u64,
+    pub hash: u64,
+    pub scratch: u64,
+    pub frames: [u64; MAX_FRAMES],
+}
+
+/// The layouts this object was built with.
+#[unsafe(no_mangle)]
+pub(crate) static LINGERSCOPE_ABI: u64 = ABI_VERSION;
+/// Byte offset of `thread.fsbase` in `task_struct`; from the kernel's BTF.
+#[unsafe(no_mangle)]
+pub(crate) static TASK_FSBASE: u64 = 0;
+/// Byte offset of `tgid` in `task_struct`.
+#[unsafe(no_mangle)]
+pub(crate) static TASK_TGID: u64 = 0;
+/// Byte offset of `pid` in `task_struct`.
+#[unsafe(no_mangle)]
+pub(crate) static TASK_PID: u64 = 0;
+/// Byte offset of `exit_code` in `task_struct`.
+#[unsafe(no_mangle)]
+pub(crate) static TASK_EXIT_CODE: u64 = 0;
+/// Byte offset of `signal` in `task_struct`.
+#[unsafe(no_mangle)]
+pub(crate) static TASK_SIGNAL: u64 = 0;
+/// Byte offset of `live` in `signal_struct`.
+#[unsafe(no_mangle)]
+pub(crate) static SIGNAL_LIVE: u64 = 0;
+
+/// Reads one of the globals above.
+#[inline(always)]
+pub(crate) fn global(global: &'static u64) -> u64 {
+    // SAFETY: a valid reference to a frozen read-only map value. Volatile, so
+    // that the compiler does not fold the zero it was built with.
+    unsafe { core::ptr::read_volatile(global) }
+}
+
+/// 512 KiB each; user space fills them as files appear.
+#[btf_map]
+pub(crate) static TABLES: ArrayOfMaps<BtfArray<Chunk, 1>, { MAX_CHUNKS as usize }> = ArrayOfMaps::new();
+/// 10 KiB each, allocated for targets only; replaced as a whole.
+#[map]
+pub(crate) static MAPPINGS: HashMap<u32, Mappings> =
+    HashMap::with_max_entries(MAX_TARGETS, BPF_F_NO_PREALLOC);
+/// Indexed by the slot in a probe's cookie.
+#[map]
+pub(crate) static TARGETS: Array<Target> = Array::with_max_entries(MAX_TARGETS, 0);
+/// Slot of each target, for the process events.
+#[map]
+pub(crate) static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGETS, 0);
+/// Indexed like `TARGETS`.
+#[map]
+pub(crate) static COUNTS: PerCpuArray<TargetCounts> = PerCpuArray::with_max_entries(MAX_TARGETS, 0);
+/// 1.2 KiB each, allocated for threads that were sampled.
+#[map]
+pub(crate) static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+/// A zeroed thread: too big for the 512 bytes of a program's stack.
+#[map]
+pub(crate) static NEW_THREAD: Array<Thread> = Array::with_max_entries(1, 0);
+/// About 110 bytes each; the loader sets the size. Preallocated, because the
+/// kernel's allocator may refuse in bursts.
+#[map]
+pub(crate) static LIVE: HashMap<BlockKey, Block> = HashMap::with_max_entries(262_144, 0);
+/// By hash of the stack.
+#[map]
+pub(crate) static SITES: HashMap<u64, Site> = HashMap::with_max_entries(65_536, 0);
+/// Rare facts only: new stacks, process events, unknown mappings.
+#[map]
+pub(crate) static RING: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+/// Distance to the next sample point, in 1/UNIT means.
+#[map]
+pub(crate) static SAMPLER: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);

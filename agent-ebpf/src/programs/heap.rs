@@ -1,0 +1,451 @@
+//! Probes of the malloc family.
+//!
+//! `heap_session` serves session links: entry and return in one program, where
+//! an entry that returns 1 spares the target the return trap. `heap_enter` and
+//! `heap_leave` are the same for kernels without sessions.
+
+use core::{arch::asm, ffi::c_void};
+
+use agent_ebpf::{
+    abi::{
+        heap::{Block, BlockKey, Cookie, FunctionKind, Site, Target, TargetCounts},
+        loss::Loss,
+        stack::StackEnd,
+    },
+    logic::sampling,
+};
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST, pt_regs},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_probe_read_user,
+        generated::{bpf_get_attach_cookie, bpf_get_func_ip},
+    },
+};
+
+use super::task;
+use crate::{
+    maps::{COUNTS, LIVE, NEW_THREAD, SAMPLER, SITES, TARGETS, THREADS, Thread},
+    unwind,
+};
+
+/// A call that takes longer than this is taken for one that never returned.
+const ABANDONED_NS: u64 = 100_000_000;
+/// Value of an entry program that needs no return trap.
+const SKIP_RETURN: u32 = 1;
+/// Value of an entry program that wants to see the return.
+const SEE_RETURN: u32 = 0;
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+extern "C" fn heap_session(ctx: *mut c_void) -> u32 {
+    let regs = ctx as *const pt_regs;
+    // SAFETY: the kernel passes its register set.
+    if unsafe { (*regs).rip == bpf_get_func_ip(ctx) } {
+        enter(ctx)
+    } else {
+        leave(ctx);
+        0
+    }
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+extern "C" fn heap_enter(ctx: *mut c_void) -> u32 {
+    enter(ctx);
+    0
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uretprobe")]
+extern "C" fn heap_leave(ctx: *mut c_void) -> u32 {
+    leave(ctx);
+    0
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+extern "C" fn heap_free(ctx: *mut c_void) -> u32 {
+    release(ctx);
+    0
+}
+
+/// What a probe needs to know of its process; none when the slot has changed
+/// hands.
+struct Scene {
+    target: *const Target,
+    counts: *mut TargetCounts,
+    cookie: Cookie,
+    thread_id: u64,
+    tgid: u32,
+}
+
+#[inline(always)]
+fn scene(ctx: *mut c_void) -> Option<Scene> {
+    // SAFETY: the kernel's own context.
+    let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx) });
+    let target = TARGETS.get_ptr(cookie.slot())?;
+    let thread_id = bpf_get_current_pid_tgid();
+    let tgid = (thread_id >> 32) as u32;
+    // SAFETY: a map value.
+    if unsafe { (*target).tgid } != tgid {
+        return None;
+    }
+    let counts = COUNTS.get_ptr_mut(cookie.slot())?;
+    Some(Scene {
+        target,
+        counts,
+        cookie,
+        thread_id,
+        tgid,
+    })
+}
+
+/// Adds to a counter in a map; programs on one CPU can preempt each other.
+#[inline(always)]
+fn add(counter: *mut u64, value: u64) {
+    // The target is said to lack atomics, so `AtomicU64::fetch_add` does not
+    // exist there; the instruction does, on every kernel with uprobes.
+    // SAFETY: an aligned word of a map value.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) value) };
+}
+
+#[inline(always)]
+fn lose(counts: *mut TargetCounts, cause: Loss) {
+    // SAFETY: a map value; the index is a constant.
+    add(unsafe { &raw mut (*counts).lost[cause as usize] }, 1);
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// The thread's record, made when it has none.
+#[inline(always)]
+fn thread_record(id: u64) -> Option<*mut Thread> {
+    if let Some(thread) = THREADS.get_ptr_mut(id) {
+        return Some(thread);
+    }
+    let blank = NEW_THREAD.get_ptr(0)?;
+    // SAFETY: a zeroed map value, never written.
+    THREADS
+        .insert(id, unsafe { &*blank }, u64::from(BPF_ANY))
+        .ok()?;
+    THREADS.get_ptr_mut(id)
+}
+
+/// True once per sample point on the stream of allocated bytes.
+#[inline(always)]
+fn is_sampled(size: u64, mean: u64) -> bool {
+    if mean <= 1 {
+        return true;
+    }
+    let Some(left) = SAMPLER.get_ptr_mut(0) else {
+        return false;
+    };
+    let distance = sampling::distance(size, mean);
+    // SAFETY: a map value of this CPU. A preemption between the read and the
+    // write draws one gap twice, which leaves the law as it is.
+    unsafe {
+        if distance < *left {
+            *left -= distance;
+            return false;
+        }
+        *left = sampling::gap(bpf_get_prandom_u32());
+    }
+    true
+}
+
+#[inline(always)]
+fn enter(ctx: *mut c_void) -> u32 {
+    let Some(scene) = scene(ctx) else {
+        return SKIP_RETURN;
+    };
+    // SAFETY: the kernel's register set and map values.
+    unsafe {
+        let regs = &*(ctx as *const pt_regs);
+        let kind = scene.cookie.kind();
+        let (size, old) = match FunctionKind::from_number(kind) {
+            Some(FunctionKind::Calloc | FunctionKind::CallocAligned) => {
+                (regs.rdi.wrapping_mul(regs.rsi), 0)
+            }
+            Some(FunctionKind::Realloc | FunctionKind::ReallocAligned) => (regs.rsi, regs.rdi),
+            Some(FunctionKind::Reallocarray) => (regs.rsi.wrapping_mul(regs.rdx), regs.rdi),
+            Some(FunctionKind::AlignedAlloc) => (regs.rsi, 0),
+            Some(FunctionKind::PosixMemalign) => (regs.rdx, 0),
+            _ => (regs.rdi, 0),
+        };
+
+        let known = THREADS.get_ptr_mut(scene.thread_id);
+        if let Some(thread) = known
+            && (*thread).active != 0
+        {
+            // A deeper stack: called by the allocator function that is
+            // already followed. Otherwise that one never came back.
+            if regs.rsp < (*thread).sp && now().wrapping_sub((*thread).entered_ns) < ABANDONED_NS {
+                return SKIP_RETURN;
+            }
+            (*thread).active = 0;
+            lose(scene.counts, Loss::CallAbandoned);
+        }
+
+        add(&raw mut (*scene.counts).allocations, 1);
+        add(&raw mut (*scene.counts).allocated_bytes, size);
+
+        let mean = (*scene.target).mean;
+        let sampled = is_sampled(size, mean);
+        let epoch = (*scene.target).epoch;
+        let old_key = BlockKey {
+            tgid: scene.tgid,
+            epoch,
+            address: old,
+        };
+        let old_block = if old == 0 {
+            None
+        } else {
+            LIVE.get_ptr(old_key)
+        };
+        if !sampled && old_block.is_none() && !scene.cookie.may_nest() {
+            return SKIP_RETURN;
+        }
+        let Some(thread) = thread_record(scene.thread_id) else {
+            lose(scene.counts, Loss::ThreadsFull);
+            return SKIP_RETURN;
+        };
+        let thread = &mut *thread;
+        thread.has_old = 0;
+        if let Some(block) = old_block {
+            // Taken out now: as soon as the old block is released, another
+            // thread may own its address.
+            thread.old = *block;
+            thread.old_address = old;
+            thread.has_old = u64::from(LIVE.remove(old_key).is_ok());
+        }
+        thread.sp = regs.rsp;
+        thread.entered_ns = now();
+        thread.size = size;
+        thread.kind = u64::from(kind);
+        thread.result = regs.rdi;
+        thread.mean = mean;
+        thread.sampled = u64::from(sampled);
+        if sampled {
+            thread.task = match task::current(&(*scene.target).task_id) {
+                Ok(id) => id,
+                Err(_) => {
+                    lose(scene.counts, Loss::UnreadableTaskId);
+                    0
+                }
+            };
+            let seed = (u64::from(scene.tgid) << 32) | u64::from(epoch);
+            unwind::unwind(thread, scene.tgid, seed, regs.rip, regs.rsp, regs.rbp);
+            thread.stack = site(thread, &scene, epoch);
+        }
+        thread.active = 1;
+        SEE_RETURN
+    }
+}
+
+/// Makes the stack's site known; its hash, or 0 when it cannot be kept.
+#[inline(always)]
+fn site(thread: *mut Thread, scene: &Scene, epoch: u32) -> u64 {
+    // SAFETY: map values.
+    unsafe {
+        let hash = (*thread).hash;
+        if let Some(site) = SITES.get_ptr_mut(hash) {
+            if (*site).announced == 0 {
+                (*site).announced = u64::from(unwind::announce(thread, scene.tgid, epoch));
+                if (*site).announced == 0 {
+                    lose(scene.counts, Loss::RingFull);
+                }
+            }
+            count_end(thread, scene.counts);
+            return hash;
+        }
+        count_end(thread, scene.counts);
+        let announced = unwind::announce(thread, scene.tgid, epoch);
+        if !announced {
+            lose(scene.counts, Loss::RingFull);
+        }
+        let site = Site {
+            tgid: scene.tgid,
+            epoch,
+            announced: u64::from(announced),
+            ..EMPTY_SITE
+        };
+        // Another thread may have been faster: then the site exists.
+        match SITES.insert(hash, site, u64::from(BPF_NOEXIST)) {
+            Err(code) if code != -17 => {
+                lose(scene.counts, Loss::SitesFull);
+                0
+            }
+            _ => hash,
+        }
+    }
+}
+
+const EMPTY_SITE: Site = Site {
+    tgid: 0,
+    epoch: 0,
+    announced: 0,
+    allocated: 0,
+    allocated_bytes: 0,
+    freed: 0,
+    freed_bytes: 0,
+    longest_life_ns: 0,
+    lives_us: 0,
+};
+
+/// Counts stacks that do not reach the thread's start.
+#[inline(always)]
+fn count_end(thread: *const Thread, counts: *mut TargetCounts) {
+    // SAFETY: a map value.
+    let end = unsafe { (*thread).end };
+    if end == StackEnd::Complete as u64 {
+        return;
+    }
+    lose(
+        counts,
+        match StackEnd::from_number(end as u32) {
+            StackEnd::UnknownMapping => Loss::UnknownMapping,
+            StackEnd::NoUnwindRule => Loss::NoUnwindRule,
+            StackEnd::TooDeep => Loss::StackTooDeep,
+            _ => Loss::UnreadableStack,
+        },
+    );
+}
+
+#[inline(always)]
+fn leave(ctx: *mut c_void) {
+    let thread_id = bpf_get_current_pid_tgid();
+    let Some(thread) = THREADS.get_ptr_mut(thread_id) else {
+        return;
+    };
+    // SAFETY: the kernel's register set and map values.
+    unsafe {
+        let thread = &mut *thread;
+        let regs = &*(ctx as *const pt_regs);
+        // The return of an inner call must not end the outer one.
+        if thread.active == 0 || regs.rsp != thread.sp + 8 {
+            return;
+        }
+        thread.active = 0;
+        let Some(scene) = scene(ctx) else { return };
+        let address = if thread.kind == FunctionKind::PosixMemalign as u64 {
+            if regs.rax as u32 != 0 {
+                0
+            } else if let Ok(address) = bpf_probe_read_user(thread.result as *const u64) {
+                address
+            } else {
+                lose(scene.counts, Loss::UnreadableResult);
+                0
+            }
+        } else {
+            regs.rax
+        };
+        let epoch = (*scene.target).epoch;
+        if thread.has_old != 0 {
+            if address == 0 && thread.size != 0 {
+                // The realloc failed, so the old block lives on, unless its
+                // address has a new owner by now.
+                let key = BlockKey {
+                    tgid: scene.tgid,
+                    epoch,
+                    address: thread.old_address,
+                };
+                let _ = LIVE.insert(key, &thread.old, u64::from(BPF_NOEXIST));
+            } else {
+                account_free(&thread.old, scene.counts);
+            }
+        }
+        if thread.sampled == 0 || address == 0 {
+            return;
+        }
+        let key = BlockKey {
+            tgid: scene.tgid,
+            epoch,
+            address,
+        };
+        let block = Block {
+            size: thread.size,
+            born_ns: thread.entered_ns,
+            stack: thread.stack,
+            task: thread.task,
+            mean: thread.mean,
+        };
+        record(&key, &block, scene.counts);
+    }
+}
+
+#[inline(always)]
+fn record(key: &BlockKey, block: &Block, counts: *mut TargetCounts) {
+    if let Err(code) = LIVE.insert(key, block, u64::from(BPF_NOEXIST)) {
+        if code != -17 {
+            lose(counts, Loss::BlocksFull);
+            return;
+        }
+        // The address is handed out again, so its earlier block is gone.
+        lose(counts, Loss::FreeMissed);
+        if let Some(stale) = LIVE.get_ptr(key) {
+            // SAFETY: a map value.
+            account_free(unsafe { &*stale }, counts);
+        }
+        if LIVE.insert(key, block, u64::from(BPF_ANY)).is_err() {
+            lose(counts, Loss::BlocksFull);
+            return;
+        }
+    }
+    // SAFETY: map values.
+    unsafe {
+        add(&raw mut (*counts).sampled, 1);
+        if let Some(site) = SITES.get_ptr_mut(block.stack) {
+            add(&raw mut (*site).allocated, 1);
+            add(&raw mut (*site).allocated_bytes, block.size);
+        }
+    }
+}
+
+#[inline(always)]
+fn account_free(block: &Block, counts: *mut TargetCounts) {
+    // SAFETY: map values.
+    unsafe {
+        add(&raw mut (*counts).sampled_frees, 1);
+        let Some(site) = SITES.get_ptr_mut(block.stack) else {
+            return;
+        };
+        let life = now().wrapping_sub(block.born_ns);
+        add(&raw mut (*site).freed, 1);
+        add(&raw mut (*site).freed_bytes, block.size);
+        add(&raw mut (*site).lives_us, life / 1000);
+        // Two threads may both see a shorter value: the longest life can be
+        // short by one free, which the next one of that length mends.
+        if life > (*site).longest_life_ns {
+            (*site).longest_life_ns = life;
+        }
+    }
+}
+
+#[inline(always)]
+fn release(ctx: *mut c_void) {
+    let Some(scene) = scene(ctx) else { return };
+    // SAFETY: the kernel's register set and map values.
+    unsafe {
+        let address = (*(ctx as *const pt_regs)).rdi;
+        if address == 0 {
+            return;
+        }
+        add(&raw mut (*scene.counts).frees, 1);
+        let key = BlockKey {
+            tgid: scene.tgid,
+            epoch: (*scene.target).epoch,
+            address,
+        };
+        let Some(block) = LIVE.get_ptr(key) else {
+            return;
+        };
+        let block = *block;
+        if LIVE.remove(key).is_ok() {
+            account_free(&block, scene.counts);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Files that a process has mapped: opened so that nothing the target does can
+//! harm us, and known by identity, never by name.
+
+use std::{
+    ffi::OsStr,
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            ffi::OsStrExt as _,
+            fs::{MetadataExt as _, OpenOptionsExt as _},
+        },
+    },
+    path::PathBuf,
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use object::{LittleEndian, Object as _, ReadCache, read::elf::ElfFile64};
+
+use super::mapping::Mapping;
+
+/// Larger files are not read: nothing sane maps them as code.
+const MAX_BYTES: u64 = 8 << 30;
+/// A file system that does not answer by then is given up.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// An ELF file that is read piece by piece, as it is needed.
+pub type Elf<'data> = ElfFile64<'data, LittleEndian, &'data ReadCache<&'data File>>;
+
+/// Identity of a mapped file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ModuleId {
+    /// Device as in `/proc/PID/maps`.
+    pub device: (u32, u32),
+    /// Inode.
+    pub inode: u64,
+}
+
+/// An opened file of a process.
+#[derive(Debug)]
+pub struct Module {
+    /// Its identity.
+    pub id: ModuleId,
+    /// Path as the target sees it; raw.
+    pub path: PathBuf,
+    /// Hexadecimal build id; `None` when the file has none.
+    pub build_id: Option<String>,
+    file: File,
+}
+
+impl Module {
+    /// Opens the file behind a mapping.
+    ///
+    /// # Errors
+    /// When it cannot be opened, is not the mapped file any more, is no
+    /// regular file, is too large, or its file system does not answer.
+    pub fn open(pid: u32, mapping: &Mapping) -> Result<Self> {
+        let (wanted, id) = (
+            mapping.clone(),
+            ModuleId {
+                device: mapping.device,
+                inode: mapping.inode,
+            },
+        );
+        let shown = PathBuf::from(OsStr::from_bytes(
+            mapping
+                .path
+                .strip_suffix(b" (deleted)")
+                .unwrap_or(&mapping.path),
+        ));
+        let file = with_deadline(move || open_mapped(pid, &wanted))
+            .and_then(|result| result)
+            .with_context(|| format!("cannot open {}", shown.display()))?;
+        let mut module = Self {
+            id,
+            path: shown,
+            build_id: None,
+            file,
+        };
+        module.build_id = module
+            .with_elf(|elf| {
+                Ok(elf
+                    .build_id()
+                    .ok()
+                    .flatten()
+                    .map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect()))
+            })
+            .unwrap_or_default();
+        Ok(module)
+    }
+
+    /// Runs `read` on the parsed file.
+    ///
+    /// # Errors
+    /// When it is no 64-bit little-endian ELF file, or `read` fails.
+    pub fn with_elf<T>(&self, read: impl FnOnce(&Elf<'_>) -> Result<T>) -> Result<T> {
+        let cache = ReadCache::new(&self.file);
+        let elf = Elf::parse(&cache)
+            .with_context(|| format!("{} is no 64-bit ELF file", self.path.display()))?;
+        read(&elf)
+    }
+
+    /// A path to exactly this file, whatever has become of its name; valid in
+    /// this process while the module lives.
+    pub fn descriptor_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+}
+
+fn open_mapped(pid: u32, mapping: &Mapping) -> Result<File> {
+    let by_range = format!(
+        "/proc/{pid}/map_files/{:x}-{:x}",
+        mapping.start, mapping.end
+    );
+    // The range names the mapped file itself, also a replaced or deleted one.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(by_range)
+        .or_else(|_| open_by_path(pid, mapping))?;
+    let metadata = file.metadata()?;
+    ensure!(metadata.is_file(), "not a regular file");
+    ensure!(metadata.len() <= MAX_BYTES, "larger than {MAX_BYTES} bytes");
+    ensure!(
+        metadata.ino() == mapping.inode,
+        "the file was replaced since the process started"
+    );
+    Ok(file)
+}
+
+/// Below the target's root, so that its symbolic links cannot lead outside.
+fn open_by_path(pid: u32, mapping: &Mapping) -> io::Result<File> {
+    let root = File::open(format!("/proc/{pid}/root"))?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let path = OsStr::from_bytes(&mapping.path);
+    Ok(openat2(&root, path, how)?.into())
+}
+
+/// Runs `work` on a thread of its own and leaves it behind when it hangs.
+fn with_deadline<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    thread::Builder::new()
+        .name("file-reader".into())
+        .spawn(move || {
+            // The receiver is gone when the deadline has passed.
+            drop(sender.send(work()));
+        })?;
+    match receiver.recv_timeout(DEADLINE) {
+        Ok(value) => Ok(value),
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            bail!("its file system did not answer within {DEADLINE:?}")
+        }
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err(anyhow!("the reading thread ended early")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::mapping;
+    use object::ObjectSection as _;
+
+    #[test]
+    fn opens_mapped_files_by_identity() {
+        let pid = std::process::id();
+        let mappings = mapping::of(pid).unwrap();
+        let code = mappings
+            .iter()
+            .find(|m| m.executable && m.is_file())
+            .unwrap();
+        let module = Module::open(pid, code).unwrap();
+        assert!(
+            module
+                .with_elf(|elf| Ok(elf.sections().any(|s| s.name() == Ok(".text"))))
+                .unwrap()
+        );
+        assert!(module.descriptor_path().exists());
+        let replaced = Mapping {
+            inode: code.inode + 1,
+            ..code.clone()
+        };
+        assert!(Module::open(pid, &replaced).is_err());
+    }
+}
