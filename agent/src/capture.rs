@@ -1,4 +1,275 @@
 //! Follows allocations of target processes in the kernel.
+//!
+//! [`Capture`] owns the kernel object, the probes and what is known of the
+//! targets' address spaces. It neither judges nor prints.
 
+pub mod address_space;
+pub mod allocators;
 pub mod bpf;
+pub mod files;
+pub mod links;
 pub mod object;
+pub mod probe_point;
+pub mod ring;
+pub mod tables;
+pub mod target;
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsRawFd as _, RawFd},
+};
+
+use agent_ebpf::abi::heap::{Block, BlockKey, MAX_TARGETS, Site, Target as TargetSlot, TargetCounts};
+use anyhow::{Context as _, Result};
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+
+use self::{
+    address_space::AddressSpace,
+    files::Files,
+    links::Method,
+    object::{Object, Sizes},
+    ring::{Event, Stack},
+    target::{Refusal, Target},
+};
+use crate::host::process::Process;
+
+/// Distinct stacks kept in user space; the kernel's table of sites has as many.
+const MAX_STACKS: usize = 65_536;
+/// Records handled in one go, so that a flood cannot hold the event loop.
+const MAX_RECORDS: usize = 8192;
+
+/// Names a target by its process id.
+pub type TargetId = u32;
+
+/// What one target's tables held at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// Totals by stack hash.
+    pub sites: Vec<(u64, Site)>,
+    /// Live blocks by address.
+    pub live: Vec<(u64, Block)>,
+}
+
+/// Something that happened to a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Incident {
+    /// It forked; the child's process id.
+    Forked(u32),
+    /// It runs another program; everything recorded before is void.
+    Executed,
+    /// It ended; its wait status.
+    Ended(u32),
+}
+
+/// The kernel side of a run.
+pub struct Capture {
+    object: Object,
+    files: Files,
+    ring: RingBuf<MapData>,
+    counts: PerCpuArray<MapData, TargetCounts>,
+    targets: HashMap<TargetId, Target>,
+    stacks: HashMap<u64, Stack>,
+    method: Method,
+    /// Records that could not be understood or kept, by cause.
+    lost: HashMap<&'static str, u64>,
+}
+
+impl Capture {
+    /// Loads the kernel programs.
+    ///
+    /// # Errors
+    /// As [`Object::load`].
+    pub fn new(sizes: Sizes, method: Method) -> Result<Self> {
+        let mut object = Object::load(sizes)?;
+        let ring = RingBuf::try_from(object.take_map("RING")?).context("map RING has another type")?;
+        let counts = PerCpuArray::try_from(object.take_map("COUNTS")?).context("map COUNTS has another type")?;
+        Ok(Self {
+            object,
+            files: Files::default(),
+            ring,
+            counts,
+            targets: HashMap::new(),
+            stacks: HashMap::new(),
+            method,
+            lost: HashMap::new(),
+        })
+    }
+
+    /// Readable when records wait in the ring buffer.
+    pub fn ring_descriptor(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+
+    /// The kernel programs' log.
+    pub fn ebpf(&mut self) -> &mut aya::Ebpf {
+        self.object.ebpf()
+    }
+
+    /// Starts to follow a process. `mean` is the sampling mean in bytes, 1 for
+    /// every allocation.
+    ///
+    /// # Errors
+    /// Why the process cannot be followed.
+    pub fn attach(&mut self, process: Process, mean: u64) -> Result<(), Refusal> {
+        let pid = process.pid;
+        let used: Vec<u32> = self.targets.values().map(|target| target.slot).collect();
+        let Some(slot) = (0..MAX_TARGETS).find(|slot| !used.contains(slot)) else {
+            return Err(Refusal::Other(format!("{MAX_TARGETS} processes are being followed already")));
+        };
+        let target = Target::attach(&mut self.object, &mut self.files, process, slot, mean, self.method)?;
+        self.targets.insert(pid, target);
+        Ok(())
+    }
+
+    /// Takes a target's probes off. What it recorded can be read until
+    /// [`Self::forget`].
+    pub fn detach(&mut self, id: TargetId) {
+        if let Some(target) = self.targets.get_mut(&id) {
+            target.detach(&mut self.object);
+        }
+    }
+
+    /// Frees a target's place.
+    pub fn forget(&mut self, id: TargetId) {
+        self.detach(id);
+        if let Some(target) = self.targets.remove(&id) {
+            target.release(&self.object);
+        }
+    }
+
+    /// A target.
+    pub fn target(&self, id: TargetId) -> Option<&Target> {
+        self.targets.get(&id)
+    }
+
+    /// How probes are attached.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Changes a target's sampling mean.
+    pub fn set_mean(&mut self, id: TargetId, mean: u64) -> Result<()> {
+        let target = self.targets.get_mut(&id).context("no such target")?;
+        target.set_mean(&self.object, mean)
+    }
+
+    /// A stack that was announced.
+    pub fn stack(&self, hash: u64) -> Option<&Stack> {
+        self.stacks.get(&hash)
+    }
+
+    /// Losses of user space, by cause.
+    pub fn lost(&self) -> &HashMap<&'static str, u64> {
+        &self.lost
+    }
+
+    /// Handles waiting records.
+    pub fn drain(&mut self) -> Vec<(TargetId, Incident)> {
+        let mut incidents = Vec::new();
+        let mut stale: Vec<TargetId> = Vec::new();
+        for _ in 0..MAX_RECORDS {
+            let Some(record) = self.ring.next() else { break };
+            let Some((tgid, event)) = ring::decode(&record) else {
+                *self.lost.entry("record_unreadable").or_default() += 1;
+                continue;
+            };
+            match event {
+                Event::Stack(stack) => {
+                    if self.stacks.len() < MAX_STACKS {
+                        self.stacks.insert(stack.hash, stack);
+                    } else {
+                        *self.lost.entry("stacks_full").or_default() += 1;
+                    }
+                }
+                Event::Fork(child) => incidents.push((tgid, Incident::Forked(child))),
+                Event::Exec(_) => {
+                    incidents.push((tgid, Incident::Executed));
+                    stale.push(tgid);
+                }
+                Event::Exit(status) => incidents.push((tgid, Incident::Ended(status))),
+                Event::UnknownMapping(_) => stale.push(tgid),
+            }
+        }
+        stale.sort_unstable();
+        stale.dedup();
+        for id in stale {
+            if let Some(target) = self.targets.get_mut(&id) {
+                target.refresh(&mut self.object, &mut self.files, self.method);
+            }
+        }
+        incidents
+    }
+
+    /// Looks at the mappings of targets whose address space may have changed;
+    /// to be called about once a second.
+    pub fn tick(&mut self) {
+        for target in self.targets.values_mut() {
+            target.refresh_if_due(&mut self.object, &mut self.files, self.method);
+        }
+    }
+
+    /// Reads the tables of all targets in one pass.
+    pub fn read(&self) -> Result<HashMap<TargetId, Reading>> {
+        let mut readings: HashMap<TargetId, Reading> =
+            self.targets.keys().map(|id| (*id, Reading::default())).collect();
+        let epochs: HashMap<TargetId, u32> =
+            self.targets.keys().map(|id| (*id, self.epoch(*id))).collect();
+        let current = |tgid: u32, epoch: u32| epochs.get(&tgid) == Some(&epoch);
+        // Sites first: a block that is live now was counted there before.
+        // SAFETY: the map's own types.
+        unsafe {
+            bpf::read_all(self.object.map("SITES")?, |hash: u64, site: Site| {
+                if current(site.tgid, site.epoch)
+                    && let Some(reading) = readings.get_mut(&site.tgid)
+                {
+                    reading.sites.push((hash, site));
+                }
+            })
+        }
+        .context("cannot read the table of allocation sites")?;
+        // SAFETY: as above.
+        unsafe {
+            bpf::read_all(self.object.map("LIVE")?, |key: BlockKey, block: Block| {
+                if current(key.tgid, key.epoch)
+                    && let Some(reading) = readings.get_mut(&key.tgid)
+                {
+                    reading.live.push((key.address, block));
+                }
+            })
+        }
+        .context("cannot read the table of live blocks")?;
+        Ok(readings)
+    }
+
+    /// A target's counters, added up over the processors.
+    pub fn counts(&self, id: TargetId) -> TargetCounts {
+        let mut sum = TargetCounts::default();
+        let Some(target) = self.targets.get(&id) else { return sum };
+        let Ok(values) = self.counts.get(&target.slot, 0) else { return sum };
+        for value in values.iter() {
+            sum.allocations += value.allocations;
+            sum.allocated_bytes += value.allocated_bytes;
+            sum.frees += value.frees;
+            sum.sampled += value.sampled;
+            sum.sampled_frees += value.sampled_frees;
+            for (sum, lost) in sum.lost.iter_mut().zip(value.lost) {
+                *sum += lost;
+            }
+        }
+        sum
+    }
+
+    /// The mappings of a target.
+    pub fn address_space(&self, id: TargetId) -> Option<&AddressSpace> {
+        self.targets.get(&id).map(|target| &target.space)
+    }
+
+    fn epoch(&self, id: TargetId) -> u32 {
+        self.targets.get(&id).and_then(|target| target.slot_value(&self.object).ok()).map_or(0, |slot: TargetSlot| slot.epoch)
+    }
+}
+
+/// An array map of the object as aya's typed view.
+fn array<T: aya::Pod>(map: &Map) -> Result<aya::maps::Array<&MapData, T>> {
+    aya::maps::Array::try_from(map).context("a map has another type")
+}

@@ -8,4 +8,5 @@ pub mod kernel;
 pub mod mapping;
 pub mod memory;
 pub mod module;
+pub mod privilege;
 pub mod process;

@@ -191,7 +191,8 @@ pub struct TargetCounts {
     pub allocations: u64,
     /// Bytes they asked for.
     pub allocated_bytes: u64,
-    /// Calls of freeing functions with a block.
+    /// Calls of freeing functions with a block; a realloc of a block counts
+    /// here as well.
     pub frees: u64,
     /// Allocations recorded as live blocks.
     pub sampled: u64,

@@ -192,6 +192,9 @@ fn enter(ctx: *mut c_void) -> u32 {
 
         add(&raw mut (*scene.counts).allocations, 1);
         add(&raw mut (*scene.counts).allocated_bytes, size);
+        if old != 0 {
+            add(&raw mut (*scene.counts).frees, 1);
+        }
 
         let mean = (*scene.target).mean;
         let sampled = is_sampled(size, mean);

@@ -21,6 +21,7 @@ use aya::Pod;
 
 const MAP_CREATE: u32 = 0;
 const MAP_UPDATE_ELEM: u32 = 2;
+const MAP_DELETE_ELEM: u32 = 3;
 const PROG_LOAD: u32 = 5;
 const BTF_LOAD: u32 = 18;
 const MAP_LOOKUP_BATCH: u32 = 24;
@@ -253,6 +254,37 @@ pub unsafe fn update<K, V: ?Sized>(map: BorrowedFd<'_>, key: &K, value: &V) -> i
         .set_pointer(16, value.cast::<u8>());
     // SAFETY: the sizes fit, as promised by the caller.
     unsafe { attributes.call(MAP_UPDATE_ELEM, 32) }.map(drop)
+}
+
+/// Removes one element; it need not exist.
+///
+/// # Safety
+/// `K` must be what the map was made for.
+pub unsafe fn delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let mut attributes = Attributes::new().set(0, map.as_raw_fd() as u32).set_pointer(8, key);
+    // SAFETY: the key's size fits, as promised by the caller.
+    match unsafe { attributes.call(MAP_DELETE_ELEM, 32) } {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the elements of a hash map that `unwanted` picks.
+///
+/// # Safety
+/// `K` and `V` must be what the map was made for.
+pub unsafe fn delete_where<K: Pod, V: Pod>(map: BorrowedFd<'_>, unwanted: impl Fn(&K, &V) -> bool) -> io::Result<()> {
+    let mut keys: Vec<K> = Vec::new();
+    // SAFETY: promised by the caller.
+    unsafe {
+        read_all(map, |key: K, value: V| {
+            if unwanted(&key, &value) {
+                keys.push(key);
+            }
+        })
+    }?;
+    // SAFETY: promised by the caller.
+    keys.iter().try_for_each(|key| unsafe { delete(map, key) })
 }
 
 /// Elements read in one call.

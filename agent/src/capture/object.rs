@@ -87,6 +87,11 @@ impl Object {
             .with_context(|| format!("the kernel object has no map {name}"))
     }
 
+    /// A map as aya sees it.
+    pub fn aya_map(&self, name: &str) -> Result<&Map> {
+        self.ebpf.map(name).with_context(|| format!("the kernel object has no map {name}"))
+    }
+
     /// Takes a map out, for a reader of its own.
     pub fn take_map(&mut self, name: &str) -> Result<Map> {
         self.ebpf

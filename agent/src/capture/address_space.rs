@@ -1,0 +1,112 @@
+//! A target's executable mappings: given to the kernel unwinder, and used here
+//! to turn code addresses into places in files.
+
+use std::sync::Arc;
+
+use agent_ebpf::abi::stack::{self, MAX_MAPPINGS, Mappings};
+use anyhow::Result;
+
+use super::{
+    bpf,
+    files::{CodeFile, Files},
+    object::Object,
+    tables::{Piece, UNRULED},
+};
+use crate::host::mapping::{self, Mapping};
+
+/// One executable mapping.
+#[derive(Clone, Debug)]
+pub struct Code {
+    /// The mapping.
+    pub mapping: Mapping,
+    /// The file behind it, or why there is none.
+    pub file: Result<Arc<CodeFile>, String>,
+    /// Address in the process minus address as linked.
+    pub bias: u64,
+}
+
+/// The executable mappings of one process at one time.
+#[derive(Clone, Debug, Default)]
+pub struct AddressSpace {
+    /// Sorted by address.
+    pub code: Vec<Code>,
+    /// Pieces of mappings that did not fit the kernel's table.
+    pub dropped: usize,
+}
+
+impl AddressSpace {
+    /// Reads the mappings of a process and gives them to the kernel.
+    ///
+    /// # Errors
+    /// When the process is gone or the kernel refuses memory.
+    pub fn load(object: &Object, files: &mut Files, pid: u32) -> Result<Self> {
+        let mut space = Self::default();
+        for mapping in mapping::of(pid)? {
+            if !mapping.executable {
+                continue;
+            }
+            let file = if mapping.is_file() {
+                files.of(object, pid, &mapping)
+            } else if mapping.path == b"[vdso]" {
+                files.vdso(object, pid, &mapping).map_err(|error| format!("{error:#}"))
+            } else {
+                Err("no file".to_owned())
+            };
+            let bias = file.as_ref().ok().and_then(|file| file.bias(&mapping)).unwrap_or(mapping.start);
+            space.code.push(Code { mapping, file, bias });
+        }
+        files.flush(object)?;
+        space.publish(object, pid)?;
+        Ok(space)
+    }
+
+    /// The mapping that holds an address.
+    pub fn find(&self, address: u64) -> Option<&Code> {
+        let index = self.code.partition_point(|code| code.mapping.start <= address).checked_sub(1)?;
+        self.code.get(index).filter(|code| address < code.mapping.end)
+    }
+
+    fn publish(&mut self, object: &Object, pid: u32) -> Result<()> {
+        let mut list: Vec<stack::Mapping> = self.code.iter().flat_map(pieces).collect();
+        list.sort_unstable_by_key(|piece| piece.start);
+        self.dropped = list.len().saturating_sub(MAX_MAPPINGS);
+        list.truncate(MAX_MAPPINGS);
+        let mut value = Box::new(Mappings { len: list.len() as u32, reserved: 0, list: [stack::Mapping::default(); MAX_MAPPINGS] });
+        for (place, piece) in value.list.iter_mut().zip(list) {
+            *place = piece;
+        }
+        // SAFETY: the map takes a thread group id and mappings.
+        unsafe { bpf::update(object.map("MAPPINGS")?, &pid, &*value) }?;
+        Ok(())
+    }
+}
+
+/// The parts of a mapping with the rows that cover them.
+fn pieces(code: &Code) -> Vec<stack::Mapping> {
+    let Mapping { start, end, .. } = code.mapping;
+    let row = |start: u64, end: u64, bias: u64, piece: &Piece| stack::Mapping {
+        start,
+        end,
+        bias,
+        chunk: piece.chunk,
+        first_row: piece.first_row,
+        end_row: piece.end_row,
+        reserved: 0,
+    };
+    let known = code.file.as_ref().map_or(&[][..], |file| &file.pieces);
+    let mut parts: Vec<stack::Mapping> = known
+        .iter()
+        .filter_map(|piece| {
+            let from = start.max(code.bias.wrapping_add(u64::from(piece.start)));
+            let to = if piece.end == u32::MAX { end } else { end.min(code.bias.wrapping_add(u64::from(piece.end))) };
+            (from < to).then(|| row(from, to, code.bias, piece))
+        })
+        .collect();
+    // Code in front of the first row, and code of no known file: the address
+    // is known, the rule is not.
+    let first = parts.first().map_or(end, |part| part.start);
+    if start < first {
+        parts.push(row(start, first, start, &UNRULED));
+    }
+    parts
+}
