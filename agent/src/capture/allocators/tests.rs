@@ -1,0 +1,212 @@
+use std::{fs, path::Path};
+
+use agent_ebpf::abi::heap::FunctionKind::{
+    AlignedAlloc, Calloc, Free, Malloc, MallocAligned, PosixMemalign, Realloc,
+};
+use proptest::prelude::*;
+
+use super::*;
+
+const LIB: &str = "/usr/lib/x86_64-linux-gnu";
+
+/// The families of an installed library; nothing, with a printed line, when it
+/// is not installed.
+fn families(path: &str) -> Option<Vec<Family>> {
+    let Ok(data) = fs::read(Path::new(path)) else {
+        println!("skipped: {path} is not installed");
+        return None;
+    };
+    Some(discover(&Elf::parse(data.as_slice()).unwrap()).families)
+}
+
+fn function<'family>(family: &'family Family, name: &str) -> &'family Function {
+    family
+        .functions
+        .iter()
+        .find(|function| function.name == name)
+        .unwrap_or_else(|| panic!("{name} is not in {family:?}"))
+}
+
+#[test]
+fn glibc_is_found_whole() {
+    let Some(families) = families(&format!("{LIB}/libc.so.6")) else {
+        return;
+    };
+    let [glibc] = families.as_slice() else {
+        panic!("{families:?}")
+    };
+    assert_eq!((glibc.kind, &glibc.why_not), ("glibc", &None));
+    let kinds = [
+        ("malloc", Malloc),
+        ("calloc", Calloc),
+        ("realloc", Realloc),
+        ("memalign", AlignedAlloc),
+        ("posix_memalign", PosixMemalign),
+        ("free", Free),
+    ];
+    for (name, kind) in kinds {
+        assert_eq!(function(glibc, name).kind, kind, "{name}");
+    }
+    assert!(!function(glibc, "malloc").may_nest);
+    assert!(!function(glibc, "free").may_nest);
+    assert!(
+        function(glibc, "realloc").may_nest,
+        "realloc(NULL) calls malloc"
+    );
+    let mut addresses: Vec<u64> = glibc
+        .functions
+        .iter()
+        .map(|function| function.address)
+        .collect();
+    addresses.dedup();
+    assert_eq!(
+        addresses.len(),
+        glibc.functions.len(),
+        "second names are one probe"
+    );
+}
+
+#[test]
+fn the_dynamic_linker_is_left_alone() {
+    assert_eq!(
+        families("/lib64/ld-linux-x86-64.so.2").unwrap_or_default(),
+        []
+    );
+}
+
+#[test]
+fn the_standard_library_of_cxx_hands_over() {
+    let Some(families) = families(&format!("{LIB}/libstdc++.so.6")) else {
+        return;
+    };
+    let [cxx] = families.as_slice() else {
+        panic!("{families:?}")
+    };
+    assert_eq!((cxx.kind, cxx.functions.len()), ("c++", 0));
+    assert!(
+        cxx.why_not
+            .as_deref()
+            .unwrap_or_default()
+            .contains("hand over")
+    );
+    assert!(cxx.handed_over.len() >= 12, "{cxx:?}");
+}
+
+#[test]
+fn jemalloc_has_its_own_operators() {
+    let Some(families) = families(&format!("{LIB}/libjemalloc.so.2")) else {
+        return;
+    };
+    let [jemalloc] = families.as_slice() else {
+        panic!("{families:?}")
+    };
+    assert_eq!((jemalloc.kind, &jemalloc.why_not), ("jemalloc", &None));
+    for name in [
+        "malloc", "mallocx", "rallocx", "dallocx", "sdallocx", "_Znwm", "_ZdlPvm",
+    ] {
+        function(jemalloc, name);
+    }
+    assert!(
+        jemalloc.handed_over.contains(&"_ZdlPv".to_owned()),
+        "it is a jump to free"
+    );
+    assert!(
+        function(jemalloc, "_ZdlPvmSt11align_val_t").may_nest,
+        "it calls sdallocx"
+    );
+    assert!(
+        !jemalloc
+            .functions
+            .iter()
+            .any(|function| function.name == "xallocx")
+    );
+}
+
+#[test]
+fn mimalloc_is_one_family_under_all_its_names() {
+    let Some(families) = families(&format!("{LIB}/libmimalloc.so.2")) else {
+        return;
+    };
+    let [mimalloc] = families.as_slice() else {
+        panic!("{families:?}")
+    };
+    assert_eq!((mimalloc.kind, &mimalloc.why_not), ("mimalloc", &None));
+    assert_eq!(
+        function(mimalloc, "mi_heap_malloc").kind,
+        AlignedAlloc,
+        "the heap is in front of the size"
+    );
+    assert_eq!(function(mimalloc, "mi_new_aligned").kind, MallocAligned);
+    assert!(
+        mimalloc
+            .handed_over
+            .contains(&"mi_malloc_aligned".to_owned()),
+        "it jumps to mi_heap_malloc_aligned"
+    );
+    assert!(mimalloc.uncovered.contains(&"mi_heap_realloc".to_owned()));
+}
+
+#[test]
+fn tcmalloc_is_found() {
+    let Some(families) = families(&format!("{LIB}/libtcmalloc_minimal.so.4")) else {
+        return;
+    };
+    let [tcmalloc] = families.as_slice() else {
+        panic!("{families:?}")
+    };
+    assert_eq!((tcmalloc.kind, &tcmalloc.why_not), ("tcmalloc", &None));
+    assert_eq!(
+        function(tcmalloc, "tc_newarray_aligned").kind,
+        MallocAligned
+    );
+    assert_eq!(function(tcmalloc, "free").kind, Free);
+}
+
+#[test]
+fn musl_is_told_from_glibc() {
+    let Some(families) = families("/lib/ld-musl-x86_64.so.1") else {
+        return;
+    };
+    let [musl] = families.as_slice() else {
+        panic!("{families:?}")
+    };
+    assert_eq!((musl.kind, &musl.why_not), ("musl", &None));
+    assert!(function(musl, "calloc").may_nest, "it calls malloc");
+    assert!(!function(musl, "malloc").may_nest);
+}
+
+#[test]
+fn an_ordinary_library_offers_nothing() {
+    assert_eq!(
+        families(&format!("{LIB}/libm.so.6")).unwrap_or_default(),
+        []
+    );
+}
+
+#[test]
+fn a_real_image_with_damaged_bytes_never_panics() {
+    let Ok(data) = fs::read("/lib/ld-musl-x86_64.so.1") else {
+        return;
+    };
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(48));
+    let len = data.len();
+    // Headers and tables are where damage hurts; a third of it goes there.
+    let place = prop_oneof![0..len, 0..4096_usize, (len - 4096)..len];
+    let damage = prop::collection::vec((place, any::<u8>()), 1..40);
+    runner
+        .run(&damage, |damage| {
+            let mut data = data.clone();
+            for (place, byte) in damage {
+                data[place] = byte;
+            }
+            if let Ok(elf) = Elf::parse(data.as_slice()) {
+                for family in discover(&elf).families {
+                    for function in &family.functions {
+                        body(&elf, function);
+                    }
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+}

@@ -1,0 +1,287 @@
+use std::{fs, path::Path};
+
+use agent_ebpf::abi::heap::FunctionKind::{self, Free, Malloc, Realloc};
+use iced_x86::{Decoder, DecoderOptions};
+use proptest::prelude::*;
+
+use super::*;
+use crate::capture::allocators::{self, Function};
+
+const AT: u64 = 0x1000;
+
+/// Rows for code whose stack pointer never moves.
+fn leaf() -> Vec<CfaRow> {
+    vec![CfaRow {
+        pc: AT,
+        cfa: Cfa::RspPlus(8),
+    }]
+}
+
+fn row(offset: u64, cfa: Cfa) -> CfaRow {
+    CfaRow {
+        pc: AT + offset,
+        cfa,
+    }
+}
+
+#[test]
+fn a_push_at_the_entry_is_taken() {
+    // push r12; mov rbx, rdi; ret
+    let code = [0x41, 0x54, 0x48, 0x89, 0xfb, 0xc3];
+    let rows = [row(0, Cfa::RspPlus(8)), row(2, Cfa::RspPlus(16))];
+    assert_eq!(
+        choose(&code, AT, &rows, true, Malloc),
+        Ok(ProbePoint {
+            offset: 0,
+            stepped_because: None
+        })
+    );
+}
+
+#[test]
+fn the_null_check_of_free_is_passed_only_without_a_return() {
+    // test rdi, rdi; je +5; push rbp; lea rsi, [rdi-16]; ret
+    let code = [
+        0x48, 0x85, 0xff, 0x74, 0x05, 0x55, 0x48, 0x8d, 0x77, 0xf0, 0xc3,
+    ];
+    let rows = [row(0, Cfa::RspPlus(8)), row(6, Cfa::RspPlus(16))];
+    assert_eq!(choose(&code, AT, &rows, false, Free).unwrap().offset, 5);
+    assert_eq!(
+        choose(&code, AT, &rows, true, Free).unwrap().offset,
+        3,
+        "the branch itself, which every call passes"
+    );
+    assert_eq!(
+        choose(&code, AT, &rows, false, Realloc).unwrap().offset,
+        3,
+        "realloc(NULL) allocates"
+    );
+    assert_eq!(
+        choose(&code, AT, &[], false, Free).unwrap().offset,
+        0,
+        "nothing is known about the stack"
+    );
+}
+
+#[test]
+fn the_null_check_itself_is_taken_when_nothing_follows() {
+    // test rdi, rdi; je +4; lea rdi, [rdi-1]; ret
+    let code = [0x48, 0x85, 0xff, 0x74, 0x04, 0x48, 0x8d, 0x7f, 0xff, 0xc3];
+    assert_eq!(choose(&code, AT, &leaf(), false, Free).unwrap().offset, 3);
+}
+
+#[test]
+fn a_branch_that_is_no_null_check_is_not_passed() {
+    // test rsi, rsi; je +1; push rbp; ret: the branch is the last place.
+    let code = [0x48, 0x85, 0xf6, 0x74, 0x01, 0x55, 0xc3];
+    assert_eq!(choose(&code, AT, &leaf(), false, Free).unwrap().offset, 3);
+    // jne leads the null pointer on.
+    let code = [0x48, 0x85, 0xff, 0x75, 0x01, 0x55, 0xc3];
+    assert_eq!(choose(&code, AT, &leaf(), false, Free).unwrap().offset, 3);
+}
+
+#[test]
+fn arguments_are_still_in_place() {
+    // mov rdi, rsi; push rbp; ret
+    let code = [0x48, 0x89, 0xf7, 0x55, 0xc3];
+    let point = choose(&code, AT, &leaf(), true, Malloc).unwrap();
+    assert_eq!((point.offset, point.emulated()), (0, false));
+    // mov esi, edi; push rbp; ret: of malloc only rdi counts.
+    let code = [0x89, 0xfe, 0x55, 0xc3];
+    assert_eq!(choose(&code, AT, &leaf(), true, Malloc).unwrap().offset, 2);
+    assert_eq!(choose(&code, AT, &leaf(), true, Realloc).unwrap().offset, 0);
+    // mov rax, [rdi]; push rbp: the block has been read.
+    let code = [0x48, 0x8b, 0x07, 0x55, 0xc3];
+    assert_eq!(choose(&code, AT, &leaf(), false, Free).unwrap().offset, 0);
+    // mov [rax], rcx; push rbp: something was changed.
+    let code = [0x48, 0x89, 0x08, 0x55, 0xc3];
+    assert_eq!(choose(&code, AT, &leaf(), false, Free).unwrap().offset, 0);
+}
+
+#[test]
+fn a_branch_target_is_never_probed_with_a_return() {
+    // endbr64; push rbp; pop rbp; jmp -4 (to the push)
+    let code = [0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x5d, 0xeb, 0xfc];
+    let rows = [
+        row(0, Cfa::RspPlus(8)),
+        row(5, Cfa::RspPlus(16)),
+        row(6, Cfa::RspPlus(8)),
+    ];
+    assert_eq!(choose(&code, AT, &rows, true, Malloc).unwrap().offset, 0);
+    assert!(!return_probe_allowed(&code, AT, &rows, 4));
+    // Without the loop the push is the place.
+    assert_eq!(
+        choose(&code[..6], AT, &rows, true, Malloc).unwrap().offset,
+        4
+    );
+}
+
+#[test]
+fn an_entry_that_is_no_call_is_refused() {
+    let rows = [row(0, Cfa::RspPlus(16))];
+    assert_eq!(
+        choose(&[0x55, 0xc3], AT, &rows, true, Malloc),
+        Err(Refusal::StrangeEntry)
+    );
+    assert!(choose(&[0x55, 0xc3], AT, &rows, false, Free).is_ok());
+    assert_eq!(choose(&[], AT, &[], false, Free), Err(Refusal::NoCode));
+    assert_eq!(choose(&[0x06], AT, &[], false, Free), Err(Refusal::NoCode));
+}
+
+#[test]
+fn without_rows_only_the_entry_is_allowed() {
+    let code = [0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0xc3];
+    assert_eq!(choose(&code, AT, &[], true, Malloc).unwrap().offset, 0);
+    assert!(return_probe_allowed(&code, AT, &[], 0));
+    assert!(!return_probe_allowed(&code, AT, &[], 4));
+}
+
+#[test]
+fn undecodable_bytes_allow_only_the_entry() {
+    // endbr64; push rbp; (bad); ret
+    let code = [0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x06, 0xc3];
+    assert_eq!(choose(&code, AT, &leaf(), true, Malloc).unwrap().offset, 0);
+}
+
+/// A real library and what is expected of its malloc and free, offsets where
+/// they are known for the version of this distribution.
+fn functions(path: &str) -> Option<Vec<(Function, Vec<u8>, Vec<CfaRow>)>> {
+    let Ok(data) = fs::read(Path::new(path)) else {
+        println!("skipped: {path} is not installed");
+        return None;
+    };
+    let elf = Elf::parse(data.as_slice()).unwrap();
+    let frames = CallFrames::of(&elf);
+    let families = allocators::discover(&elf).families;
+    let functions = families.into_iter().flat_map(|family| family.functions);
+    Some(
+        functions
+            .map(|function| {
+                (
+                    function.clone(),
+                    allocators::body(&elf, &function).to_vec(),
+                    frames.rows(function.address, function.size),
+                )
+            })
+            .collect(),
+    )
+}
+
+const LIBRARIES: [&str; 5] = [
+    "/usr/lib/x86_64-linux-gnu/libc.so.6",
+    "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2",
+    "/usr/lib/x86_64-linux-gnu/libmimalloc.so.2",
+    "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
+    "/lib/ld-musl-x86_64.so.1",
+];
+
+#[test]
+fn real_allocators_get_a_place_for_every_function() {
+    for path in LIBRARIES {
+        for (function, code, rows) in functions(path).unwrap_or_default() {
+            let wants_return = function.kind != Free;
+            let point =
+                choose(&code, function.address, &rows, wants_return, function.kind).unwrap();
+            println!(
+                "{path} {} {:?} +{} {:?}",
+                function.name, function.kind, point.offset, point.stepped_because
+            );
+            if wants_return {
+                assert!(
+                    return_probe_allowed(&code, function.address, &rows, point.offset),
+                    "{path} {}",
+                    function.name
+                );
+            }
+        }
+    }
+}
+
+/// Every offset of every allocating function but the few right ones is
+/// refused: only those that the straight way from the entry reaches with the
+/// stack untouched are left.
+#[test]
+fn every_wrong_offset_is_refused_for_returns() {
+    for path in LIBRARIES {
+        for (function, code, rows) in functions(path).unwrap_or_default() {
+            let mut decoder = Decoder::with_ip(64, &code, function.address, DecoderOptions::NONE);
+            let mut right = Vec::new();
+            while decoder.can_decode() {
+                let instruction = decoder.decode();
+                right.push(instruction.ip() - function.address);
+                let moves_stack = instruction.is_stack_instruction()
+                    || instruction.op0_register() == Register::RSP;
+                if moves_stack || instruction.flow_control() != FlowControl::Next {
+                    break;
+                }
+            }
+            // Every offset of small functions; of the giants, where it matters.
+            for offset in 0..(code.len() as u64 + 16).min(700) {
+                if !right.contains(&offset) {
+                    assert!(
+                        !return_probe_allowed(&code, function.address, &rows, offset),
+                        "{path} {} +{offset}",
+                        function.name
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn glibc_is_probed_where_it_was_measured() {
+    let Some(functions) = functions(LIBRARIES[0]) else {
+        return;
+    };
+    let offset = |name: &str, wants_return| {
+        let (function, code, rows) = functions
+            .iter()
+            .find(|(function, _, _)| function.name == name)
+            .unwrap();
+        choose(code, function.address, rows, wants_return, function.kind).unwrap()
+    };
+    assert!(offset("malloc", true).emulated());
+    assert!(offset("free", false).emulated());
+    assert!(offset("realloc", true).emulated());
+    assert!(offset("calloc", true).emulated());
+}
+
+fn kinds() -> impl Strategy<Value = FunctionKind> {
+    (1_u8..=10).prop_map(|number| FunctionKind::from_number(number).unwrap())
+}
+
+fn any_rows() -> impl Strategy<Value = Vec<CfaRow>> {
+    let cfa = prop_oneof![
+        Just(Cfa::RspPlus(8)),
+        Just(Cfa::RspPlus(16)),
+        Just(Cfa::Other)
+    ];
+    prop::collection::vec((0_u64..64, cfa), 0..6).prop_map(|rows| {
+        let mut rows: Vec<CfaRow> = rows
+            .into_iter()
+            .map(|(offset, cfa)| row(offset, cfa))
+            .collect();
+        rows.sort_by_key(|row| row.pc);
+        rows
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_give_an_instruction_or_a_refusal(
+        code in prop::collection::vec(prop_oneof![any::<u8>(), Just(0x55), Just(0x48), Just(0x89), Just(0x74), Just(0x90)], 0..64),
+        rows in any_rows(), wants_return: bool, kind in kinds(), address: u64,
+    ) {
+        let rows: Vec<CfaRow> = rows.into_iter().map(|row| CfaRow { pc: row.pc.wrapping_sub(AT).wrapping_add(address), ..row }).collect();
+        if let Ok(point) = choose(&code, address, &rows, wants_return, kind) {
+            let mut decoder = Decoder::with_ip(64, &code, address, DecoderOptions::NONE);
+            let starts: Vec<u64> = std::iter::from_fn(|| decoder.can_decode().then(|| decoder.decode().ip().wrapping_sub(address))).collect();
+            prop_assert!(starts.contains(&point.offset));
+            prop_assert!(!wants_return || return_probe_allowed(&code, address, &rows, point.offset));
+        }
+        for offset in 0..70 {
+            return_probe_allowed(&code, address, &rows, offset);
+        }
+    }
+}
