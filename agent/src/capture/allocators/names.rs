@@ -235,13 +235,13 @@ pub(super) fn classify(name: &[u8], prefixes: &[Vec<u8>]) -> Option<(Scheme, Mea
     if let Some(meaning) = look_up(&[C, PLAIN, JEMALLOC], name) {
         return Some((Scheme::Plain, meaning));
     }
-    let prefixed = |prefix: &[u8], scheme, own| {
-        let meaning = look_up(&[C, own], name.strip_prefix(prefix)?)?;
+    let behind = |start: &[u8], scheme, own| {
+        let meaning = look_up(&[C, own], name.strip_prefix(start)?)?;
         Some((scheme, meaning))
     };
-    let found = prefixed(b"mi_", Scheme::Mimalloc, MIMALLOC)
-        .or_else(|| prefixed(b"tc_", Scheme::Tcmalloc, TCMALLOC))
-        .or_else(|| prefixed(b"sn_", Scheme::Snmalloc, SNMALLOC));
+    let found = behind(b"mi_", Scheme::Mimalloc, MIMALLOC)
+        .or_else(|| behind(b"tc_", Scheme::Tcmalloc, TCMALLOC))
+        .or_else(|| behind(b"sn_", Scheme::Snmalloc, SNMALLOC));
     if found.is_some() {
         return found;
     }

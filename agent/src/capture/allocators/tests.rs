@@ -1,3 +1,5 @@
+#![expect(clippy::print_stdout, reason = "a test that cannot run says so")]
+
 use std::{fs, path::Path};
 
 use agent_ebpf::abi::heap::FunctionKind::{

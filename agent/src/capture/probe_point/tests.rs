@@ -1,3 +1,5 @@
+#![expect(clippy::print_stdout, reason = "a test that cannot run says so")]
+
 use std::{fs, path::Path};
 
 use agent_ebpf::abi::heap::FunctionKind::{self, Free, Malloc, Realloc};
@@ -143,9 +145,12 @@ fn undecodable_bytes_allow_only_the_entry() {
     assert_eq!(choose(&code, AT, &leaf(), true, Malloc).unwrap().offset, 0);
 }
 
-/// A real library and what is expected of its malloc and free, offsets where
-/// they are known for the version of this distribution.
-fn functions(path: &str) -> Option<Vec<(Function, Vec<u8>, Vec<CfaRow>)>> {
+/// An allocator function of a real library, its code and its rows.
+type Real = (Function, Vec<u8>, Vec<CfaRow>);
+
+/// Those of an installed library; nothing, with a printed line, when it is not
+/// installed.
+fn functions(path: &str) -> Option<Vec<Real>> {
     let Ok(data) = fs::read(Path::new(path)) else {
         println!("skipped: {path} is not installed");
         return None;
