@@ -1,1 +1,6 @@
-//! To come.
+//! Ways to print a [`crate::finding::Document`].
+
+pub mod journald;
+pub mod json;
+pub mod text;
+pub mod units;

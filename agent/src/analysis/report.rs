@@ -1,0 +1,159 @@
+//! From judgements to the document's findings.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{Context, Judgement, Settings, judge};
+use crate::{
+    finding::{
+        Estimate, Finding, Fingerprint, Frame, Leak, LiveSite, Rss, Site, Task, Text, Verdict,
+        fingerprint, user_functions,
+    },
+    ledger::{Ledger, StackId, TaskShare},
+};
+
+/// Sites that a document lists.
+const MAX_SITES: usize = 100;
+/// Quiet verdicts that a document lists.
+const MAX_NOT_LEAKS: usize = 20;
+/// Findings that a document lists.
+const MAX_FINDINGS: usize = 100;
+
+/// An allocation stack after its functions were looked up.
+#[derive(Clone, Debug, Default)]
+pub struct Stack {
+    /// Innermost first, inlined functions before the one that contains them.
+    pub frames: Vec<Frame>,
+    /// Why the stack does not reach the start of its thread.
+    pub truncated: Option<Text>,
+}
+
+/// What findings need to know of their process.
+#[derive(Clone, Debug, Default)]
+pub struct Identity {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in clock ticks since boot.
+    pub start_time: u64,
+    /// File name of the executable, without its folder.
+    pub exe_basename: String,
+}
+
+/// The part of the document that analysis fills.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Worst first.
+    pub findings: Vec<Finding>,
+    /// Growth that is no leak.
+    pub not_leaks: Vec<Finding>,
+    /// The largest live sites.
+    pub sites: Vec<LiveSite>,
+    /// Bytes per second, or why not.
+    pub detection_limit: Result<f64, String>,
+    /// Anonymous memory over the run.
+    pub rss: Option<Rss>,
+    /// Leak rate of all findings over growth of the anonymous memory.
+    pub explained_share: Option<Estimate>,
+}
+
+/// Judges a process and describes the outcome. `stacks` holds what is known
+/// of each stack; one that is missing there is a site of its own, without
+/// frames.
+pub fn findings(
+    ledger: &Ledger,
+    stacks: &BTreeMap<StackId, Stack>,
+    identity: &Identity,
+    context: &Context,
+    settings: &Settings,
+) -> Outcome {
+    let keys: BTreeMap<StackId, Vec<String>> = stacks
+        .iter()
+        .filter(|(_, stack)| !stack.frames.is_empty())
+        .map(|(id, stack)| (*id, user_functions(&stack.frames)))
+        .collect();
+    let key_of = |id: StackId| keys.get(&id).cloned().ok_or(id);
+    let judgements = judge(ledger, key_of, context, settings);
+
+    let mut outcome = Outcome {
+        findings: Vec::new(),
+        not_leaks: Vec::new(),
+        sites: Vec::new(),
+        detection_limit: judgements.detection_limit,
+        rss: judgements.rss,
+        explained_share: None,
+    };
+    for judgement in judgements.sites {
+        let site = judgement
+            .stacks
+            .iter()
+            .find_map(|id| stacks.get(id))
+            .cloned()
+            .unwrap_or_default();
+        let site = Site {
+            frames: site.frames,
+            truncated: site.truncated,
+        };
+        let fingerprint = match &judgement.key {
+            Ok(functions) => fingerprint(&identity.exe_basename, functions),
+            Err(StackId(id)) => fingerprint(&identity.exe_basename, &[format!("stack {id:016x}")]),
+        };
+        if judgement.live_blocks.value > 0.0 {
+            outcome.sites.push(LiveSite {
+                fingerprint,
+                live_bytes: judgement.live_bytes,
+                live_blocks: judgement.live_blocks,
+                site: site.clone(),
+            });
+        }
+        if let Some(verdict) = judgement.verdict {
+            let finding = describe(judgement, verdict, site, fingerprint, identity);
+            let list = match verdict.leak() {
+                Leak::No => &mut outcome.not_leaks,
+                Leak::Yes | Leak::Suspected => &mut outcome.findings,
+            };
+            list.push(finding);
+        }
+    }
+    outcome
+        .sites
+        .sort_by(|a, b| b.live_bytes.value.total_cmp(&a.live_bytes.value));
+    outcome.sites.truncate(MAX_SITES);
+    outcome.not_leaks.truncate(MAX_NOT_LEAKS);
+    outcome.findings.truncate(MAX_FINDINGS);
+    outcome
+}
+
+fn describe<K>(
+    judgement: Judgement<K>,
+    verdict: Verdict,
+    site: Site,
+    fingerprint: Fingerprint,
+    identity: &Identity,
+) -> Finding {
+    Finding {
+        fingerprint,
+        id: format!("{fingerprint}-{}-{}", identity.pid, identity.start_time),
+        verdict,
+        confidence: judgement.confidence,
+        leak: verdict.leak(),
+        leak_bytes_per_s: judgement.leak_rate,
+        live_bytes: judgement.live_bytes,
+        live_blocks: judgement.live_blocks,
+        oldest_s: judgement.oldest.map(|age| age.as_secs_f64()),
+        site,
+        tasks: judgement.tasks.iter().map(task).collect(),
+        members: Vec::new(),
+        evidence: judgement.evidence,
+        advice: judgement.advice,
+        time_to_limit_s: judgement.time_to_limit.as_ref().map(Duration::as_secs_f64),
+        suppressed_by: None,
+    }
+}
+
+fn task(share: &TaskShare) -> Task {
+    Task {
+        id: share.task,
+        blocks: share.blocks.round() as u64,
+        bytes: share.bytes.round() as u64,
+        ..Task::default()
+    }
+}
