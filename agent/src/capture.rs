@@ -16,7 +16,7 @@ pub mod target;
 
 use std::{
     collections::HashMap,
-    os::fd::{AsRawFd as _, RawFd},
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use agent_ebpf::abi::heap::{Block, BlockKey, MAX_TARGETS, Site, Target as TargetSlot, TargetCounts};
@@ -95,9 +95,11 @@ impl Capture {
         })
     }
 
-    /// Readable when records wait in the ring buffer.
-    pub fn ring_descriptor(&self) -> RawFd {
-        self.ring.as_raw_fd()
+    /// A descriptor that is readable when records wait in the ring buffer.
+    pub fn ring_descriptor(&self) -> Result<OwnedFd> {
+        // SAFETY: the ring is open while `self` lives.
+        let ring = unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
+        ring.try_clone_to_owned().context("no more descriptors")
     }
 
     /// The kernel programs' log.

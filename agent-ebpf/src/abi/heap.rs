@@ -120,12 +120,18 @@ pub struct Target {
     /// Counts the programs this process has run since it became a target.
     /// Blocks of another epoch are void: exec replaced the address space.
     pub epoch: u32,
-    /// Sampling mean in bytes; 0 or 1: every allocation.
+    /// Sampling mean in bytes; 0 or 1: every allocation;
+    /// [`Target::COUNT_ONLY`]: none.
     pub mean: u64,
     /// Where the Tokio task id is.
     pub task_id: TaskIdRecipe,
 }
 assert_size!(Target, 40);
+
+impl Target {
+    /// A mean that records nothing: calls are only counted.
+    pub const COUNT_ONLY: u64 = u64::MAX;
+}
 
 /// Names a live block.
 #[repr(C)]

@@ -141,6 +141,9 @@ fn is_sampled(size: u64, mean: u64) -> bool {
     if mean <= 1 {
         return true;
     }
+    if mean == Target::COUNT_ONLY {
+        return false;
+    }
     let Some(left) = SAMPLER.get_ptr_mut(0) else {
         return false;
     };

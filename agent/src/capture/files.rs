@@ -9,13 +9,13 @@ use std::{
 use agent_ebpf::abi::{heap::FunctionKind, stack::Row};
 use anyhow::Result;
 use object::{
-    LittleEndian,
+    LittleEndian, Object as _,
     elf::{PF_X, PT_LOAD},
     read::elf::{ElfFile64, ProgramHeader as _},
 };
 
 use super::{
-    allocators::{self, Elf as _},
+    allocators,
     object::Object,
     probe_point,
     tables::{Piece, Tables},
@@ -24,7 +24,7 @@ use crate::{
     host::{
         mapping::Mapping,
         memory::Memory,
-        module::{Module, ModuleId},
+        module::{Elf, Module, ModuleId},
     },
     unwind,
 };
@@ -176,6 +176,39 @@ fn segments(headers: &[object::elf::ProgramHeader64<LittleEndian>]) -> Vec<Segme
             address: header.p_vaddr(LittleEndian),
             size: header.p_filesz(LittleEndian),
             executable: header.p_flags(LittleEndian) & PF_X != 0,
+        })
+        .collect()
+}
+
+/// The allocator families of a file with the instruction to probe in each
+/// function. A family is probed as a whole or not at all.
+fn families(elf: &Elf<'_>) -> Vec<FamilyProbes> {
+    let discovery = allocators::discover(elf);
+    discovery
+        .families
+        .into_iter()
+        .map(|family| {
+            let mut why_not = family.why_not;
+            let mut functions = Vec::new();
+            for function in &family.functions {
+                let code = allocators::body(elf, function);
+                let rows = probe_point::cfa_rows(elf, function.address, function.size);
+                let wants_return = function.kind != FunctionKind::Free;
+                match probe_point::choose(code, function.address, &rows, wants_return, function.kind) {
+                    Ok(point) => {
+                        if let Some(reason) = point.stepped_because {
+                            tracing::debug!(function = function.name, reason, "the probe is single-stepped");
+                        }
+                        functions.push(FunctionProbe {
+                            kind: function.kind,
+                            may_nest: function.may_nest,
+                            offset: function.file_offset + point.offset,
+                        });
+                    }
+                    Err(refusal) => why_not = why_not.or_else(|| Some(format!("{}: {refusal}", function.name))),
+                }
+            }
+            FamilyProbes { kind: family.kind, functions, uncovered: family.uncovered, why_not }
         })
         .collect()
 }

@@ -47,7 +47,10 @@ pub struct FilePoints {
 }
 
 enum Link {
-    Bpf(OwnedFd),
+    Bpf {
+        #[expect(dead_code, reason = "closing it detaches")]
+        link: OwnedFd,
+    },
     Perf(&'static str, UProbeLinkId),
 }
 
@@ -123,7 +126,7 @@ fn attach_one(
         let program = object.uprobe(program, attach)?;
         let link = bpf::link_uprobes(program, attach, at_return, file, points, pid)
             .with_context(|| format!("the kernel refuses {} probes by {}", points.len(), method.name()))?;
-        links.push(Link::Bpf(link));
+        links.push(Link::Bpf { link });
         Ok(())
     };
     match (method, role) {

@@ -16,33 +16,38 @@ use crate::{
 };
 
 /// A process from its attach to its report.
-pub struct Account {
+pub(super) struct Account {
     /// Names the target.
-    pub id: TargetId,
+    pub(super) id: TargetId,
     /// Who it is.
-    pub process: Process,
+    pub(super) process: Process,
     /// What it holds.
-    pub ledger: Ledger,
+    pub(super) ledger: Ledger,
     /// CLOCK_MONOTONIC when its probes were complete.
-    pub attached_ns: u64,
+    pub(super) attached_ns: u64,
     /// Time of the last observation, since then.
-    pub observed: Duration,
+    pub(super) observed: Duration,
     /// Counters at the last observation.
-    pub counts: TargetCounts,
+    pub(super) counts: TargetCounts,
     /// Coarsest sampling mean used.
-    pub coarsest: u64,
+    pub(super) coarsest: u64,
     /// It has ended.
-    pub ended: bool,
+    pub(super) ended: bool,
     /// Children that were forked and not followed.
-    pub unfollowed: u64,
+    pub(super) unfollowed: u64,
     /// Set for the command that the run started.
-    pub command: Option<Command>,
+    pub(super) command: Option<Command>,
+    /// A child of the command.
+    pub(super) descendant: bool,
+    /// Its last observation is made.
+    pub(super) closed: bool,
     looked: (Instant, TargetCounts),
+    load: Load,
 }
 
 impl Account {
     /// Begins an account.
-    pub fn new(process: Process, attached_ns: u64, mean: u64) -> Self {
+    pub(super) fn new(process: Process, attached_ns: u64, mean: u64) -> Self {
         Self {
             id: process.pid,
             process,
@@ -54,12 +59,23 @@ impl Account {
             ended: false,
             unfollowed: 0,
             command: None,
+            descendant: false,
+            closed: false,
             looked: (Instant::now(), TargetCounts::default()),
+            load: Load::default(),
+        }
+    }
+
+    /// The process runs another program: what it held is gone.
+    pub(super) fn restart(&mut self) {
+        self.ledger.restart();
+        if let Ok(process) = Process::of(self.id) {
+            self.process = process;
         }
     }
 
     /// Enters what the kernel's tables held at `now_ns`.
-    pub fn observe(&mut self, now_ns: u64, reading: Reading, counts: TargetCounts) {
+    pub(super) fn observe(&mut self, now_ns: u64, reading: Reading, counts: TargetCounts) {
         let since = |ns: u64| Duration::from_nanos(ns.saturating_sub(self.attached_ns));
         self.observed = since(now_ns);
         self.counts = counts;
@@ -89,19 +105,25 @@ impl Account {
     }
 
     /// Rates since the last call.
-    pub fn load(&mut self, table_use: f64) -> Load {
+    pub(super) fn load(&mut self, table_use: f64) -> Load {
         let (then, before) = self.looked;
         let seconds = then.elapsed().as_secs_f64().max(1e-3);
         self.looked = (Instant::now(), self.counts);
-        Load {
+        self.load = Load {
             calls_per_s: self.counts.allocations.saturating_sub(before.allocations) as f64 / seconds,
             bytes_per_s: self.counts.allocated_bytes.saturating_sub(before.allocated_bytes) as f64 / seconds,
             table_use,
-        }
+        };
+        self.load
+    }
+
+    /// Calls of allocating functions per second, at the last look.
+    pub(super) fn calls_per_s(&self) -> f64 {
+        self.load.calls_per_s
     }
 
     /// Losses that are not zero, by cause.
-    pub fn lost(&self) -> BTreeMap<String, u64> {
+    pub(super) fn lost(&self) -> BTreeMap<String, u64> {
         let ours = self.ledger.losses();
         Loss::ALL
             .iter()
@@ -122,7 +144,7 @@ impl Account {
     /// Share of the run that the target spent in probes, in percent of one
     /// core: an estimate from measured costs of one trap (0.7 µs) and one
     /// record (5 µs, 50 frames).
-    pub fn slowdown_percent(&self) -> Option<f64> {
+    pub(super) fn slowdown_percent(&self) -> Option<f64> {
         let seconds = self.observed.as_secs_f64();
         if seconds <= 0.0 {
             return None;

@@ -19,9 +19,9 @@ use nix::fcntl::OFlag;
 /// A child that has been forked and waits for [`Self::release`].
 ///
 /// It is made before any probe descriptor exists, so that it inherits none.
-pub struct Waiting {
+pub(super) struct Waiting {
     /// Its process id.
-    pub pid: u32,
+    pub(super) pid: u32,
     gate: OwnedFd,
     spawner: JoinHandle<io::Result<Child>>,
 }
@@ -29,7 +29,7 @@ pub struct Waiting {
 impl Waiting {
     /// Forks. With `quiet_stdout` the command's standard output goes to our
     /// standard error, because ours carries a document.
-    pub fn new(command: &[OsString], quiet_stdout: bool) -> Result<Self> {
+    pub(super) fn new(command: &[OsString], quiet_stdout: bool) -> Result<Self> {
         let (program, arguments) = command.split_first().context("no command given")?;
         let (gate_read, gate) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let (pid_read, pid_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
@@ -68,7 +68,7 @@ impl Waiting {
     ///
     /// # Errors
     /// When the command cannot be executed.
-    pub fn release(self) -> Result<Child> {
+    pub(super) fn release(self) -> Result<Child> {
         File::from(self.gate).write_all(&[1]).context("cannot start the command")?;
         self.spawner
             .join()

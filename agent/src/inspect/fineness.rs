@@ -11,13 +11,13 @@ const COARSEST: u64 = 64 << 20;
 
 /// Calls since the last look.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Load {
+pub(super) struct Load {
     /// Calls of allocating functions per second.
-    pub calls_per_s: f64,
+    pub(super) calls_per_s: f64,
     /// Bytes they asked for per second.
-    pub bytes_per_s: f64,
+    pub(super) bytes_per_s: f64,
     /// Share of the table of live blocks that is in use, 0 to 1.
-    pub table_use: f64,
+    pub(super) table_use: f64,
 }
 
 /// The next sampling mean in bytes.
@@ -25,7 +25,7 @@ pub struct Load {
 /// Sampling takes a block of size s with probability 1 − e^(−s/mean); with the
 /// mean size that is solved for the mean that gives the wanted rate. The table
 /// of live blocks is kept half empty, because a leak fills it.
-pub fn next_mean(mean: u64, load: Load) -> u64 {
+pub(super) fn next_mean(mean: u64, load: Load) -> u64 {
     let wanted = if load.calls_per_s <= RECORDS_PER_SECOND || load.bytes_per_s <= 0.0 {
         1.0
     } else {

@@ -6,19 +6,19 @@ use std::{
 };
 
 /// The line.
-pub struct Progress {
+pub(super) struct Progress {
     terminal: bool,
     shown: bool,
 }
 
 impl Progress {
     /// Speaks on standard error, if that is a terminal.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { terminal: io::stderr().is_terminal(), shown: false }
     }
 
     /// Shows how far the run is.
-    pub fn show(&mut self, elapsed: Duration, total: Duration, processes: usize, calls_per_s: f64) {
+    pub(super) fn show(&mut self, elapsed: Duration, total: Duration, processes: usize, calls_per_s: f64) {
         if !self.terminal {
             return;
         }
@@ -34,7 +34,7 @@ impl Progress {
     }
 
     /// Says what happens now, or wipes the line.
-    pub fn phase(&mut self, text: &str) {
+    pub(super) fn phase(&mut self, text: &str) {
         if self.terminal && (self.shown || !text.is_empty()) {
             drop(write!(io::stderr(), "\r\x1b[K{text}"));
             self.shown = !text.is_empty();

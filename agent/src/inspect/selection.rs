@@ -13,15 +13,15 @@ const MAX_PROCESSES: usize = 64;
 
 /// The processes that were named, and what was named but cannot be inspected.
 #[derive(Debug, Default)]
-pub struct Selection {
+pub(super) struct Selection {
     /// In the order of the arguments, none twice.
-    pub processes: Vec<Process>,
+    pub(super) processes: Vec<Process>,
     /// Each with its reason.
-    pub skipped: Vec<Skipped>,
+    pub(super) skipped: Vec<Skipped>,
 }
 
 /// Looks the named processes up.
-pub fn select(pids: &[u32], units: &[String], names: &[String]) -> Result<Selection> {
+pub(super) fn select(pids: &[u32], units: &[String], names: &[String]) -> Result<Selection> {
     let mut selection = Selection::default();
     for pid in pids {
         match Process::of(*pid) {
@@ -83,7 +83,7 @@ impl Selection {
     }
 
     /// Notes what cannot be inspected.
-    pub fn skip(&mut self, pid: Option<u32>, why: &str) {
+    pub(super) fn skip(&mut self, pid: Option<u32>, why: &str) {
         self.skipped.push(Skipped { pid, why: Text::sentence(why) });
     }
 }

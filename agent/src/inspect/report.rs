@@ -1,0 +1,250 @@
+//! From accounts to the document, its outputs and the exit code.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufWriter, IsTerminal as _, Write as _},
+    path::Path,
+    time::SystemTime,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::account::Account;
+use crate::{
+    analysis::{self, Context, Identity, MemoryLimit, Settings},
+    capture::{Capture, address_space::AddressSpace, ring},
+    cli::{EXIT_FOUND, EXIT_INCONCLUSIVE, EXIT_NOTHING, InspectArgs},
+    finding::{self, Allocator, Document, Finding, Process, SCHEMA, Skipped, Task, Text, Tokio},
+    host::{kernel, process},
+    ledger::StackId,
+    output::{journald, json, text},
+    symbols::Symbols,
+    tokio_rt::boundary,
+};
+use agent_ebpf::abi::{heap::TaskIdRecipe, stack::StackEnd};
+
+/// Where journald listens.
+const JOURNAL: &str = "/run/systemd/journal/socket";
+
+/// A run that goes on.
+pub(super) struct Run {
+    started: SystemTime,
+}
+
+impl Run {
+    /// Notes the start: the moment when the probes of the first target were
+    /// complete, or of the run when there is none.
+    pub(super) fn begin(started: SystemTime) -> Self {
+        Self { started }
+    }
+
+    /// Judges every account.
+    pub(super) fn document(self, capture: &Capture, mut accounts: Vec<Account>, skipped: Vec<Skipped>) -> Document {
+        let now = (SystemTime::now(), kernel::monotonic_ns());
+        // The clock of the observations, as a date.
+        let date = |ns: u64| now.0 - std::time::Duration::from_nanos(now.1.saturating_sub(ns));
+        let started = accounts.iter().map(|account| account.attached_ns).min().map_or(self.started, date);
+        let duration = accounts.iter().map(|account| account.observed).max().unwrap_or_default();
+        accounts.sort_by_key(|account| account.attached_ns);
+        let mut symbols = Symbols::new();
+        let mut processes: Vec<Process> =
+            accounts.iter().map(|account| describe(capture, account, &mut symbols)).collect();
+        let cpu = own_cpu_seconds();
+        for process in &mut processes {
+            let open = process.capture.open_s;
+            process.capture.agent_cpu_percent = (open > 0.0).then(|| cpu / open * 100.0);
+        }
+        Document {
+            schema: SCHEMA,
+            lingerscope: env!("CARGO_PKG_VERSION"),
+            host: nix::unistd::gethostname().ok().map(|name| Text::name(name.as_encoded_bytes())),
+            kernel: Some(Text::name(kernel::release())),
+            started: jiff::Timestamp::try_from(started).map(|time| time.to_string()).unwrap_or_default(),
+            duration_s: duration.as_secs_f64(),
+            processes,
+            skipped,
+        }
+    }
+}
+
+/// Processor time of this program so far.
+fn own_cpu_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the result.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+fn describe(capture: &Capture, account: &Account, symbols: &mut Symbols) -> Process {
+    let who = &account.process;
+    let target = capture.target(account.id);
+    let empty = AddressSpace::default();
+    let space = target.map_or(&empty, |target| &target.space);
+    let stacks: BTreeMap<StackId, analysis::Stack> = account
+        .ledger
+        .stacks()
+        .into_iter()
+        .filter_map(|id| Some((id, resolve(capture.stack(id.0)?, space, symbols))))
+        .collect();
+    let exe = process::exe_path(who);
+    let identity = Identity {
+        pid: who.pid,
+        start_time: who.start_time,
+        exe_basename: exe.file_name().map(|name| Text::name(name.as_encoded_bytes()).as_str().to_owned()).unwrap_or_default(),
+    };
+    let context = Context {
+        sampling_mean: account.coarsest,
+        limit: process::memory_limit(who).map(|(used_bytes, limit_bytes)| MemoryLimit { limit_bytes, used_bytes }),
+    };
+    let outcome = analysis::findings(&account.ledger, &stacks, &identity, &context, &Settings::default());
+    let mut findings = outcome.findings;
+    let mut not_leaks = outcome.not_leaks;
+    findings.iter_mut().chain(&mut not_leaks).for_each(name_tasks);
+    let (detection_limit_bytes_per_s, why_not) = match outcome.detection_limit {
+        Ok(limit) => (Some(limit), None),
+        Err(why) => (None, Some(Text::sentence(why))),
+    };
+    Process {
+        pid: who.pid,
+        ns_pid: (who.ns_pid != who.pid).then_some(who.ns_pid),
+        start_time: who.start_time,
+        uid: Some(who.uid),
+        comm: Text::name(&who.comm),
+        build_id: build_id(space, &exe),
+        exe: (!exe.as_os_str().is_empty()).then(|| Text::name(exe.as_os_str().as_encoded_bytes())),
+        cgroup: (!who.cgroup.is_empty()).then(|| Text::name(&who.cgroup)),
+        unit: who.unit().map(Text::name),
+        container_id: who.container_id().map(Text::name),
+        command: account.command.clone(),
+        allocators: target.map(|target| target.allocators.iter().map(allocator).collect()).unwrap_or_default(),
+        capture: finding::Capture {
+            mode: "trace",
+            windows: 1,
+            open_s: account.observed.as_secs_f64(),
+            sampling_mean_bytes: account.coarsest,
+            allocations: account.counts.allocations,
+            sampled: account.counts.sampled,
+            lost: account.lost(),
+            target_slowdown_percent: account.slowdown_percent(),
+            agent_cpu_percent: None,
+        },
+        detection_limit_bytes_per_s,
+        why_not,
+        rss: outcome.rss,
+        explained_share: outcome.explained_share,
+        tokio: target.filter(|target| target.tasks.tokio).map(|target| Tokio {
+            runtimes: None,
+            tasks: None,
+            task_id: match (target.tasks.recipe.kind, findings.iter().chain(&not_leaks).any(|finding| !finding.tasks.is_empty())) {
+                (TaskIdRecipe::KIND_NONE, true) => "stack",
+                (TaskIdRecipe::KIND_NONE, false) => "none",
+                _ => "tls",
+            },
+            why_not: target.tasks.why_not.as_deref().map(Text::sentence),
+        }),
+        findings,
+        not_leaks,
+        sites: outcome.sites,
+    }
+}
+
+fn resolve(stack: &ring::Stack, space: &AddressSpace, symbols: &mut Symbols) -> analysis::Stack {
+    let frames = stack.frames.iter().flat_map(|(address, exact)| symbols.frames(space, *address, *exact)).collect();
+    let truncated = match stack.end {
+        StackEnd::Complete => None,
+        StackEnd::UnknownMapping => Some("its code lay in no known mapping"),
+        StackEnd::NoUnwindRule => Some("its code has no unwind rule that can be followed"),
+        StackEnd::UnreadableStack => Some("the stack's memory could not be read"),
+        StackEnd::TooDeep => Some("it has more frames than are kept"),
+    };
+    analysis::Stack { frames, truncated: truncated.map(Text::sentence) }
+}
+
+/// The future's name, from the stack's poll boundary.
+fn name_tasks(finding: &mut Finding) {
+    let names: Vec<&str> =
+        finding.site.frames.iter().filter_map(|frame| Some(frame.function.as_ref()?.as_str())).collect();
+    let Some(future) = boundary::future_name(&names) else { return };
+    let name = Some(Text::symbol(&future.name));
+    let location = finding
+        .site
+        .frames
+        .iter()
+        .filter(|frame| frame.function.is_some())
+        .nth(future.frame)
+        .and_then(finding::Frame::location)
+        .map(Text::sentence);
+    if finding.tasks.is_empty() {
+        finding.tasks.push(Task { blocks: finding.live_blocks.value as u64, bytes: finding.live_bytes.value as u64, ..Task::default() });
+    }
+    for task in &mut finding.tasks {
+        task.name.clone_from(&name);
+        task.location.clone_from(&location);
+    }
+}
+
+fn build_id(space: &AddressSpace, exe: &Path) -> Option<String> {
+    space.code.iter().filter_map(|code| code.file.as_ref().ok()?.module.as_ref()).find(|module| module.path == exe)?.build_id.clone()
+}
+
+fn allocator(allocator: &crate::capture::target::Allocator) -> Allocator {
+    Allocator {
+        kind: Text::name(allocator.kind),
+        module: Text::name(allocator.module.as_os_str().as_encoded_bytes()),
+        attached: allocator.why_not.is_none(),
+        why_not: allocator.why_not.as_deref().map(Text::sentence),
+    }
+}
+
+/// Prints the document as the arguments ask.
+pub(super) fn print(document: &Document, args: &InspectArgs) -> Result<()> {
+    if let Some(path) = &args.json_file {
+        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        let mut out = BufWriter::new(file);
+        json::write(document, &mut out)
+            .and_then(|()| out.flush())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let stdout = io::stdout();
+    let style = text::Style { colour: stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none() };
+    let mut out = BufWriter::new(stdout.lock());
+    let printed = if args.json { json::write(document, &mut out) } else { text::write(document, style, &mut out) };
+    printed.and_then(|()| out.flush()).context("cannot write to standard output")?;
+    if args.journal {
+        send(document)?;
+    }
+    Ok(())
+}
+
+fn send(document: &Document) -> Result<()> {
+    let journal = journald::Journal::connect(Path::new(JOURNAL))?;
+    let page_within = Settings::default().page_within;
+    for process in &document.processes {
+        for finding in &process.findings {
+            journal.send(process, finding, page_within)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the document means to a script.
+pub(super) fn exit_code(document: &Document, args: &InspectArgs) -> u8 {
+    let found = document
+        .processes
+        .iter()
+        .flat_map(|process| &process.findings)
+        .any(|finding| args.fail_on.includes(finding.confidence));
+    if found {
+        return EXIT_FOUND;
+    }
+    let blind = document.processes.iter().any(|process| {
+        process.detection_limit_bytes_per_s.is_none_or(|limit| args.limit.is_some_and(|wanted| limit > wanted as f64))
+    });
+    // A child of a command may live too briefly to say anything; a named
+    // target may not.
+    if !document.skipped.is_empty() || document.processes.is_empty() || (args.limit.is_some() && blind) {
+        return EXIT_INCONCLUSIVE;
+    }
+    EXIT_NOTHING
+}
