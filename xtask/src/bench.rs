@@ -1,0 +1,17 @@
+//! `cargo xtask bench`: what tracing costs, measured on this machine.
+
+use anyhow::{Result, bail};
+
+use crate::{build, packages::Need, setup, shell};
+
+pub(crate) fn run() -> Result<()> {
+    if !shell::root().join("agent/benches/cost.rs").is_file() {
+        bail!("agent/benches/cost.rs is not there yet: there is nothing to measure");
+    }
+    let tools = setup::prepare(Need::Build, false)?;
+    let lingerscope = build::agent(&tools, true)?;
+    let mut build = shell::cargo();
+    build.args(["bench", "-p", "lingerscope", "--bench", "cost", "--no-run"]);
+    let cost = build::executable(&mut build, "cost")?;
+    shell::run(shell::as_root(cost, &[("LINGERSCOPE_BIN", lingerscope.as_ref())])?.arg("--bench"))
+}

@@ -1,0 +1,191 @@
+//! `cargo xtask demo`: from a fresh clone to the leak's line.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{build, json::Value, packages::Need, setup, shell};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The leak that the server is started with
+    #[arg(long, default_value = LEAK)]
+    leak: String,
+}
+
+/// A name that `agent/examples/server` knows.
+const LEAK: &str = "arc-cycle";
+/// How long the server is watched.
+const WATCHED: &str = "30s";
+/// Longer than attaching and watching take; the server ends by itself then.
+const SERVER_SECONDS: &str = "120";
+const READY_LIMIT: Duration = Duration::from_secs(20);
+
+/// The example server, stopped whatever happens.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let start = Instant::now();
+    let tools = setup::prepare(Need::Build, false)?;
+    let lingerscope = build::agent(&tools, true)?;
+    let mut example = shell::cargo();
+    example.args([
+        "build",
+        "--release",
+        "-p",
+        "lingerscope",
+        "--example",
+        "server",
+    ]);
+    let server = build::executable(&mut example, "server")?;
+
+    let directory = shell::root().join("target/demo");
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    let document = directory.join("finding.json");
+    if document.exists() {
+        fs::remove_file(&document)
+            .with_context(|| format!("cannot remove {}", document.display()))?;
+    }
+
+    let server = start_server(&server, &options.leak, &directory.join("truth.json"))?;
+    let pid = server.0.id().to_string();
+    let mut inspect = shell::as_root(&lingerscope, &[])?;
+    inspect
+        .args(["inspect", "-p", &pid, "--for", WATCHED, "--json-file"])
+        .arg(&document);
+    shell::print(&inspect);
+    let status = inspect.status().context("cannot start lingerscope")?;
+    drop(server);
+
+    let text = fs::read_to_string(&document)
+        .with_context(|| format!("lingerscope ({status}) left no {}", document.display()))?;
+    let found = top_function(&Value::parse(&text)?, "server")?;
+    let expected = options.leak.replace('-', "_");
+    if !found.contains(&expected) {
+        bail!("the demo leaks in {expected}, but the first finding names {found}");
+    }
+    eprintln!(
+        "demo: right, the leak is in {found}; {} s from start to finding",
+        start.elapsed().as_secs()
+    );
+    Ok(())
+}
+
+/// Starts the server and waits until it serves.
+fn start_server(path: &Path, leak: &str, truth: &Path) -> Result<Server> {
+    let mut command = shell::command(path);
+    let truth: [&OsStr; 2] = ["--truth".as_ref(), truth.as_ref()];
+    command
+        .args(["--leak", leak, "--seconds", SERVER_SECONDS])
+        .args(truth)
+        .stdout(Stdio::piped());
+    shell::print(&command);
+    let mut server = Server(command.spawn().context("cannot start the example server")?);
+    let output = server
+        .0
+        .stdout
+        .take()
+        .context("the example server has no output")?;
+    let (sender, ready) = mpsc::sync_channel(1);
+    // Reads on to the end, so that the server never blocks on a full pipe.
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if line.trim() == "READY" && sender.try_send(()).is_err() {
+                break;
+            }
+        }
+    });
+    ready
+        .recv_timeout(READY_LIMIT)
+        .context("the example server did not say READY")?;
+    Ok(server)
+}
+
+/// The first function of the program's own in the first finding's stack.
+fn top_function(document: &Value, program: &str) -> Result<String> {
+    let first = |value: &Value, key: &str| value.get(key).items().first().cloned();
+    let process = first(document, "processes").context("lingerscope has observed no process")?;
+    let finding = first(&process, "findings").context("lingerscope has found no leak")?;
+    let frames = finding.get("site").get("frames").items();
+    let own = frames.iter().find(|frame| {
+        let module = frame.get("module").text();
+        let function = frame.get("function").text();
+        Path::new(module)
+            .file_name()
+            .is_none_or(|name| name == program)
+            && !is_library(function)
+    });
+    let own =
+        own.with_context(|| format!("no function of {program} in the first finding's stack"))?;
+    Ok(own.get("function").text().to_owned())
+}
+
+/// Whether a function of the program's file comes from a library.
+fn is_library(function: &str) -> bool {
+    let path = function.trim_start_matches(['<', '&', '(', '_']);
+    path.is_empty()
+        || [
+            "alloc::",
+            "core::",
+            "std::",
+            "tokio::",
+            "hashbrown::",
+            "rust_",
+            "rustc",
+            "rdl_",
+            "rg_",
+        ]
+        .iter()
+        .any(|start| path.starts_with(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_own_function_counts() {
+        let document = Value::parse(
+            r#"{"processes":[{"findings":[{"site":{"frames":[
+                {"function":"malloc","module":"/lib/libc.so.6"},
+                {"function":"__rustc::__rdl_alloc","module":"/t/server"},
+                {"function":"<alloc::sync::Arc<server::Node>>::new","module":"/t/server"},
+                {"function":"server::arc_cycle::connect","module":"/t/server"},
+                {"function":"server::main","module":"/t/server"}]}}]}]}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            top_function(&document, "server").unwrap(),
+            "server::arc_cycle::connect"
+        );
+    }
+
+    #[test]
+    fn no_finding_is_an_error() {
+        let document = Value::parse(r#"{"processes":[{"findings":[]}]}"#).unwrap();
+        assert!(
+            top_function(&document, "server")
+                .unwrap_err()
+                .to_string()
+                .contains("no leak")
+        );
+    }
+}

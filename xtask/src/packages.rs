@@ -1,0 +1,241 @@
+//! Packages of the system: what each is for, how to see that it is there.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::shell;
+
+/// What needs a package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Need {
+    /// Building, and so everything.
+    Build,
+    /// The tests only.
+    Test,
+}
+
+/// How to see that a package's content is there, whoever installed it.
+#[derive(Clone, Copy, Debug)]
+enum Sign {
+    /// A program in PATH.
+    Program(&'static str),
+    /// A library that the dynamic linker knows; the start of its name.
+    Library(&'static str),
+    /// One of these files.
+    File(&'static [&'static str]),
+}
+
+struct Row {
+    /// Names in apt, the first known one is taken.
+    apt: &'static [&'static str],
+    sign: Sign,
+    need: Need,
+    reason: &'static str,
+}
+
+const TABLE: &[Row] = &[
+    Row {
+        apt: &["gcc"],
+        sign: Sign::Program("cc"),
+        need: Need::Build,
+        reason: "links Rust programs, compiles C examples",
+    },
+    Row {
+        apt: &["g++"],
+        sign: Sign::Program("c++"),
+        need: Need::Build,
+        reason: "bpf-linker, C++ test programs",
+    },
+    Row {
+        apt: &["make"],
+        sign: Sign::Program("make"),
+        need: Need::Build,
+        reason: "builds jemalloc for an example",
+    },
+    Row {
+        apt: &["musl-tools"],
+        sign: Sign::Program("musl-gcc"),
+        need: Need::Test,
+        reason: "test programs with musl's allocator",
+    },
+    Row {
+        apt: &["libjemalloc2"],
+        sign: Sign::Library("libjemalloc.so."),
+        need: Need::Test,
+        reason: "test programs on jemalloc",
+    },
+    Row {
+        apt: &["libmimalloc2.0", "libmimalloc3"],
+        sign: Sign::Library("libmimalloc.so."),
+        need: Need::Test,
+        reason: "test programs on mimalloc",
+    },
+    Row {
+        apt: &["libtcmalloc-minimal4", "libtcmalloc-minimal4t64"],
+        sign: Sign::Library("libtcmalloc_minimal.so."),
+        need: Need::Test,
+        reason: "test programs on tcmalloc",
+    },
+    Row {
+        apt: &["systemd"],
+        sign: Sign::File(&[
+            "/usr/lib/systemd/systemd-journald",
+            "/lib/systemd/systemd-journald",
+        ]),
+        need: Need::Test,
+        reason: "a real journald to send alerts to, and journalctl",
+    },
+];
+
+/// Something that is to be installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Missing {
+    /// Names in apt, the first known one is taken.
+    pub(crate) apt: Vec<String>,
+    /// What it is for.
+    pub(crate) reason: String,
+}
+
+impl Missing {
+    pub(crate) fn new(apt: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self {
+            apt: vec![apt.into()],
+            reason: reason.into(),
+        }
+    }
+
+    /// The name that apt knows here; its first name if it knows none.
+    fn name(&self) -> &str {
+        let known =
+            |name: &&String| shell::answer(Command::new("apt-cache").args(["show", name])).is_ok();
+        self.apt
+            .iter()
+            .find(known)
+            .or(self.apt.first())
+            .map_or("", String::as_str)
+    }
+}
+
+/// What the table asks for and this machine has not.
+pub(crate) fn missing(need: Need) -> Vec<Missing> {
+    let rows = TABLE
+        .iter()
+        .filter(|row| row.need <= need)
+        .collect::<Vec<_>>();
+    let libraries = if need == Need::Test {
+        libraries()
+    } else {
+        String::new()
+    };
+    rows.into_iter()
+        .filter(|row| !row.sign.is_there(&libraries))
+        .map(|row| Missing {
+            apt: row.apt.iter().map(ToString::to_string).collect(),
+            reason: row.reason.to_owned(),
+        })
+        .collect()
+}
+
+impl Sign {
+    fn is_there(self, libraries: &str) -> bool {
+        match self {
+            Self::Program(name) => shell::which(name).is_some(),
+            Self::Library(start) => libraries
+                .lines()
+                .any(|line| line.trim_start().starts_with(start)),
+            Self::File(paths) => paths.iter().any(|path| Path::new(path).exists()),
+        }
+    }
+}
+
+/// The dynamic linker's list; its program is not in everybody's PATH.
+fn libraries() -> String {
+    let ldconfig = shell::which("ldconfig").unwrap_or_else(|| "/sbin/ldconfig".into());
+    shell::answer(Command::new(ldconfig).arg("-p")).unwrap_or_default()
+}
+
+/// Whether this is Debian or one of its family.
+pub(crate) fn has_apt() -> bool {
+    shell::which("apt-get").is_some()
+}
+
+/// The two commands that install these packages.
+pub(crate) fn commands(missing: &[Missing]) -> Result<[Command; 2]> {
+    let mut update = shell::as_root("apt-get", &[])?;
+    update.args(["update", "-qq"]);
+    let mut install = shell::as_root("apt-get", &[("DEBIAN_FRONTEND", "noninteractive".as_ref())])?;
+    install
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        // Another compiler package must not be pushed out for ours.
+        .arg("--no-remove")
+        .args(["-o", "DPkg::Lock::Timeout=300"])
+        .args(missing.iter().map(Missing::name));
+    Ok([update, install])
+}
+
+/// Says what is installed and why, and does it.
+pub(crate) fn install(missing: &[Missing]) -> Result<()> {
+    eprintln!("setup: installing packages of the system:");
+    explain(missing);
+    let [mut update, _] = commands(missing)?;
+    if let Err(why) = shell::run(&mut update) {
+        eprintln!("setup: {why:#}; going on with the package lists that are there");
+    }
+    // Only now is it known which names apt knows.
+    let [_, mut install] = commands(missing)?;
+    shell::run(&mut install)
+        .context("apt could not install what is missing; the lines above say why")
+}
+
+/// One line per package.
+pub(crate) fn explain(missing: &[Missing]) {
+    for package in missing {
+        eprintln!("  {}: {}", package.apt.join(" or "), package.reason);
+    }
+}
+
+/// The error where nothing may, or can, be installed.
+pub(crate) fn refuse(missing: &[Missing]) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("setup: missing:");
+    explain(missing);
+    if !has_apt() {
+        bail!(
+            "these are Debian's names; install the same with your system's package manager, then try again"
+        );
+    }
+    eprintln!("setup: install them with");
+    for command in commands(missing)? {
+        shell::print(&command);
+    }
+    bail!("something is missing, and nothing was installed");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_says_why_and_how() {
+        for row in TABLE {
+            assert!(!row.reason.is_empty() && !row.apt.is_empty());
+        }
+    }
+
+    #[test]
+    fn building_needs_less_than_testing() {
+        let count = |need| TABLE.iter().filter(|row| row.need <= need).count();
+        assert!(0 < count(Need::Build) && count(Need::Build) < count(Need::Test));
+        assert_eq!(count(Need::Test), TABLE.len());
+    }
+
+    #[test]
+    fn a_library_is_seen_by_its_name() {
+        let list = "1 libs found\n\tlibjemalloc.so.2 (libc6,x86-64) => /usr/lib/libjemalloc.so.2\n";
+        assert!(Sign::Library("libjemalloc.so.").is_there(list));
+        assert!(!Sign::Library("libmimalloc.so.").is_there(list));
+    }
+}

@@ -1,0 +1,167 @@
+//! `cargo xtask setup`: finds what builds and tests need, installs what is
+//! missing, and is silent when nothing is.
+
+use std::{env, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    packages::{self, Missing, Need},
+    shell,
+    toolchain::{self, Rustc},
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Install nothing: print what is missing and the commands for it, and fail
+    #[arg(long)]
+    pub(crate) no_install: bool,
+    /// Leave out what only the tests need
+    #[arg(long)]
+    build_only: bool,
+}
+
+/// What builds the kernel programs.
+pub(crate) struct Toolchain {
+    pub(crate) rustc: Rustc,
+    pub(crate) linker: PathBuf,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let need = if options.build_only {
+        Need::Build
+    } else {
+        Need::Test
+    };
+    prepare(need, options.no_install).map(drop)
+}
+
+/// Makes sure that everything is there.
+pub(crate) fn prepare(need: Need, no_install: bool) -> Result<Toolchain> {
+    if no_install {
+        return only_look(need);
+    }
+    let rustc = match Rustc::find() {
+        // Nothing that is installed mends a wrong choice.
+        Err(why) if env::var_os(toolchain::RUSTC_VARIABLE).is_some() => return Err(why),
+        found => found.or_else(|_| install_rust())?,
+    };
+    let mut missing = packages::missing(need);
+    let linker = toolchain::find_linker(&rustc);
+    if linker.is_err() && toolchain::find_llvm(&rustc).is_none() {
+        missing.push(llvm_package(rustc.llvm));
+    }
+    if !missing.is_empty() {
+        if !packages::has_apt() {
+            packages::refuse(&missing)?;
+        }
+        packages::install(&missing)?;
+    }
+    let linker = match linker {
+        Ok(linker) => linker,
+        Err(why) => install_linker(&rustc).with_context(|| format!("{why:#}"))?,
+    };
+    Ok(Toolchain { rustc, linker })
+}
+
+/// Says what is missing and how to install it.
+fn only_look(need: Need) -> Result<Toolchain> {
+    let mut missing = packages::missing(need);
+    let rustc = Rustc::find();
+    let linker = rustc.as_ref().ok().map(toolchain::find_linker);
+    if let Err(why) = &rustc {
+        eprintln!("setup: {why:#}");
+        if shell::which("rustup").is_some() {
+            eprintln!(
+                "setup: mend it with the following command, or if that is refused with the packages below"
+            );
+            shell::print(&add_source());
+        }
+        missing.extend(rust_packages());
+    }
+    let llvm = rustc.as_ref().map_or(toolchain::LLVM, |rustc| rustc.llvm);
+    let (rustc, linker) = match (rustc, linker) {
+        (Ok(rustc), Some(Ok(linker))) if missing.is_empty() => {
+            return Ok(Toolchain { rustc, linker });
+        }
+        (rustc, linker) => (rustc.ok(), linker.and_then(Result::ok)),
+    };
+    if linker.is_none() {
+        let found = rustc.as_ref().and_then(toolchain::find_llvm);
+        let (llvm, prefix) = found
+            .clone()
+            .unwrap_or((llvm, format!("/usr/lib/llvm-{llvm}").into()));
+        if found.is_none() {
+            missing.push(llvm_package(llvm));
+        }
+        eprintln!("setup: bpf-linker is missing; with its LLVM there, install it with");
+        shell::print(&toolchain::install_linker(llvm, &prefix)?);
+    }
+    packages::refuse(&missing)?;
+    bail!("something is missing, and nothing was installed");
+}
+
+fn rust_packages() -> [Missing; 2] {
+    toolchain::APT_RUST.map(|name| {
+        Missing::new(
+            name,
+            "a Rust compiler with its library source, for the kernel programs",
+        )
+    })
+}
+
+fn llvm_package(llvm: u32) -> Missing {
+    Missing::new(
+        format!("llvm-{llvm}-dev"),
+        "LLVM of the compiler's release, to build bpf-linker with",
+    )
+}
+
+fn add_source() -> Command {
+    let mut rustup = shell::command("rustup");
+    rustup.args(["component", "add", "rust-src"]);
+    rustup
+}
+
+/// Library source from rustup, for the compiler in use; a compiler of the
+/// system's where rustup is not there, is refused or takes too long.
+fn install_rust() -> Result<Rustc> {
+    if shell::which("rustup").is_some() {
+        eprintln!("setup: installing the library source that the kernel programs are built with:");
+        match shell::run_within(&mut add_source(), toolchain::RUSTUP_LIMIT) {
+            Ok(()) => {
+                if let Ok(rustc) = Rustc::find() {
+                    return Ok(rustc);
+                }
+            }
+            Err(why) => eprintln!("setup: {why:#}; trying packages of the system"),
+        }
+    }
+    if !packages::has_apt() {
+        Rustc::find().with_context(|| {
+            format!(
+                "install rustup's stable toolchain with `rustup component add rust-src`, or name a rustc \
+                 that has its library source in {}",
+                toolchain::RUSTC_VARIABLE
+            )
+        })?;
+    }
+    packages::install(&rust_packages())?;
+    Rustc::find().context("apt has installed its compiler, but it does not fit")
+}
+
+/// Builds bpf-linker, once per user.
+fn install_linker(rustc: &Rustc) -> Result<PathBuf> {
+    let (llvm, prefix) = toolchain::find_llvm(rustc).with_context(|| {
+        format!(
+            "LLVM {} with its headers is not here; or put a fitting bpf-linker into PATH",
+            rustc.llvm
+        )
+    })?;
+    eprintln!(
+        "setup: installing bpf-linker {} for LLVM {llvm}, about a minute:",
+        toolchain::BPF_LINKER
+    );
+    shell::run(&mut toolchain::install_linker(llvm, &prefix)?)?;
+    toolchain::find_linker(rustc)
+}

@@ -1,0 +1,75 @@
+//! `cargo xtask test`: every check, the host tests, and the live tests with
+//! real probes. Only the built live test binary runs as root.
+
+use std::{ffi::OsStr, path::Path, time::Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::{build, check, packages::Need, setup, shell};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Leave out the checks and the host tests
+    #[arg(long)]
+    live_only: bool,
+    /// For the live test binary: name filters and its options (see `-- --help`)
+    #[arg(last = true)]
+    live_arguments: Vec<String>,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let start = Instant::now();
+    if !options.live_only {
+        check::without_compiler()?;
+    }
+    let tools = setup::prepare(Need::Test, false)?;
+    // First of all, because everything of the agent's is built anew when the
+    // object changes.
+    let lingerscope = build::agent(&tools, true)?;
+    if !options.live_only {
+        check::with_compiler(&tools)?;
+        eprintln!("test: checks passed after {} s", start.elapsed().as_secs());
+        shell::run(shell::cargo().args(["test", "--workspace"]))?;
+    }
+    live(&lingerscope, &options.live_arguments)?;
+    eprintln!(
+        "test: everything passed after {} s",
+        start.elapsed().as_secs()
+    );
+    Ok(())
+}
+
+fn live(lingerscope: &Path, arguments: &[String]) -> Result<()> {
+    if !has_live_tests() {
+        eprintln!("test: agent/live is not there yet, so nothing was tested with real probes");
+        return Ok(());
+    }
+    shell::run(shell::cargo().args(["build", "--release", "-p", "lingerscope", "--examples"]))?;
+    let mut build = shell::cargo();
+    build.args([
+        "test",
+        "--release",
+        "-p",
+        "lingerscope",
+        "--features",
+        "live",
+        "--test",
+        "live",
+        "--no-run",
+    ]);
+    let runner = build::executable(&mut build, "live")?;
+    let examples = lingerscope
+        .parent()
+        .context("the program has no directory")?
+        .join("examples");
+    let variables: [(&str, &OsStr); 2] = [
+        ("LINGERSCOPE_BIN", lingerscope.as_ref()),
+        ("LINGERSCOPE_EXAMPLES", examples.as_ref()),
+    ];
+    shell::run(shell::as_root(runner, &variables)?.args(arguments))
+}
+
+/// Whether the live tests are part of this tree.
+pub(crate) fn has_live_tests() -> bool {
+    shell::root().join("agent/live").is_dir()
+}
