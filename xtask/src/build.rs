@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::{
     json::Value,
@@ -60,9 +60,7 @@ fn executables(build: &mut Command) -> Result<Vec<(String, PathBuf)>> {
         .stderr(Stdio::inherit());
     shell::print(build);
     let output = build.output().context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!("cargo failed: {}", output.status);
-    }
+    shell::succeeded(build, output.status)?;
     let mut made = Vec::new();
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let message =

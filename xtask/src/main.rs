@@ -19,11 +19,12 @@ mod test;
 mod tidy;
 mod toolchain;
 
-use anyhow::Result;
-use clap::Parser;
+use std::process::ExitCode;
+
+use clap::Parser as _;
 
 /// Development commands of lingerscope.
-#[derive(Parser)]
+#[derive(clap::Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Command {
     /// Find or install what builds and tests need
@@ -40,13 +41,21 @@ enum Command {
     Bench,
 }
 
-fn main() -> Result<()> {
-    match Command::parse() {
+fn main() -> ExitCode {
+    let result = match Command::parse() {
         Command::Setup(options) => setup::run(&options),
         Command::Build(options) => build::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Check => check::run(),
         Command::Bench => bench::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // No backtrace: what failed is in the words.
+            eprintln!("cargo xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -163,5 +163,10 @@ fn install_linker(rustc: &Rustc) -> Result<PathBuf> {
         toolchain::BPF_LINKER
     );
     shell::run(&mut toolchain::install_linker(llvm, &prefix)?)?;
-    toolchain::find_linker(rustc)
+    let linker = toolchain::find_linker(rustc)?;
+    eprintln!(
+        "setup: {} is used from where it is; it need not be in PATH",
+        linker.display()
+    );
+    Ok(linker)
 }

@@ -2,11 +2,11 @@
 
 use std::{
     env,
-    ffi::OsStr,
-    fs,
+    ffi::{OsStr, OsString},
+    fs, iter,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -59,7 +59,7 @@ pub(crate) fn print(command: &Command) {
 }
 
 /// The command line, with the variables that were set for it.
-pub(crate) fn line(command: &Command) -> String {
+fn line(command: &Command) -> String {
     let variables = command.get_envs().filter_map(|(name, value)| {
         Some(format!(
             "{}={}",
@@ -67,10 +67,25 @@ pub(crate) fn line(command: &Command) -> String {
             quoted(&value?.to_string_lossy())
         ))
     });
-    let words = std::iter::once(command.get_program())
+    variables
+        .chain([words(command)])
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// The program and its arguments.
+fn words(command: &Command) -> String {
+    // Which cargo it is matters less than what it does.
+    let program = Path::new(command.get_program());
+    let program = if program.ends_with("cargo") {
+        OsStr::new("cargo")
+    } else {
+        program.as_os_str()
+    };
+    let words = iter::once(program)
         .chain(command.get_args())
         .map(|word| quoted(&word.to_string_lossy()));
-    variables.chain(words).collect::<Vec<_>>().join(" ")
+    words.collect::<Vec<_>>().join(" ")
 }
 
 fn quoted(word: &str) -> String {
@@ -88,13 +103,7 @@ fn quoted(word: &str) -> String {
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     print(command);
     let status = command.status().with_context(|| cannot_start(command))?;
-    if !status.success() {
-        bail!(
-            "{} failed: {status}",
-            command.get_program().to_string_lossy()
-        );
-    }
-    Ok(())
+    succeeded(command, status)
 }
 
 /// Prints and runs, for at most `limit`.
@@ -104,13 +113,7 @@ pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
     let start = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
-            if status.success() {
-                return Ok(());
-            }
-            bail!(
-                "{} failed: {status}",
-                command.get_program().to_string_lossy()
-            );
+            return succeeded(command, status);
         }
         if start.elapsed() > limit {
             child.kill()?;
@@ -130,12 +133,20 @@ pub(crate) fn answer(command: &mut Command) -> Result<String> {
     if !output.status.success() {
         bail!(
             "`{}`: {}\n{}",
-            line(command),
+            words(command),
             output.status,
-            String::from_utf8_lossy(&output.stderr)
+            String::from_utf8_lossy(&output.stderr).trim()
         );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// An error that names the command, unless it was successful.
+pub(crate) fn succeeded(command: &Command, status: ExitStatus) -> Result<()> {
+    if !status.success() {
+        bail!("`{}` failed: {status}", words(command));
+    }
+    Ok(())
 }
 
 fn cannot_start(command: &Command) -> String {
@@ -176,7 +187,7 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>, variables: &[(&str, &OsStr)]) 
     if !variables.is_empty() {
         elevated.arg("env");
         for (name, value) in variables {
-            let mut setting = std::ffi::OsString::from(name);
+            let mut setting = OsString::from(name);
             setting.push("=");
             setting.push(value);
             elevated.arg(setting);
@@ -192,7 +203,7 @@ mod tests {
 
     #[test]
     fn lines_can_be_typed() {
-        let mut shown = Command::new("cargo");
+        let mut shown = Command::new("/somewhere/bin/cargo");
         shown
             .env("A", "1\x1f2")
             .env_remove("B")
