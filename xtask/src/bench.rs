@@ -4,11 +4,11 @@ use anyhow::{Result, bail};
 
 use crate::{build, packages::Need, setup, shell};
 
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(no_install: bool) -> Result<()> {
     if !shell::root().join("agent/benches/cost.rs").is_file() {
         bail!("agent/benches/cost.rs is not there yet: there is nothing to measure");
     }
-    let tools = setup::prepare(Need::Build, false)?;
+    let tools = setup::prepare(Need::Build, no_install)?;
     let lingerscope = build::agent(&tools, true)?;
     let mut build = shell::cargo();
     build.args(["bench", "-p", "lingerscope", "--bench", "cost", "--no-run"]);

@@ -25,8 +25,8 @@ pub(crate) struct Options {
     debug: bool,
 }
 
-pub(crate) fn run(options: &Options) -> Result<()> {
-    let tools = setup::prepare(Need::Build, false)?;
+pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
+    let tools = setup::prepare(Need::Build, no_install)?;
     let agent = agent(&tools, options.release || !options.debug)?;
     println!("{}", agent.display());
     Ok(())

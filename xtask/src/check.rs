@@ -10,9 +10,9 @@ use crate::{
     shell, test, tidy,
 };
 
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(no_install: bool) -> Result<()> {
     without_compiler()?;
-    let tools = setup::prepare(Need::Build, false)?;
+    let tools = setup::prepare(Need::Build, no_install)?;
     with_compiler(&tools)
 }
 

@@ -41,9 +41,9 @@ impl Drop for Server {
     }
 }
 
-pub(crate) fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
     let start = Instant::now();
-    let tools = setup::prepare(Need::Build, false)?;
+    let tools = setup::prepare(Need::Build, no_install)?;
     let lingerscope = build::agent(&tools, true)?;
     let mut example = shell::cargo();
     example.args([

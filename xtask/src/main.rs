@@ -23,12 +23,23 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+use packages::Need;
+
 /// Development commands of lingerscope.
 #[derive(clap::Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Options {
+    /// Install nothing: where something is missing, print the commands that install it, and fail
+    #[arg(long, global = true)]
+    no_install: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
 enum Command {
     /// Find or install what builds and tests need
-    Setup(setup::Options),
+    Setup,
     /// Build the kernel object and the program that embeds it
     Build(build::Options),
     /// Find a leak in a real server, from nothing
@@ -42,13 +53,17 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Command::parse() {
-        Command::Setup(options) => setup::run(&options),
-        Command::Build(options) => build::run(&options),
-        Command::Demo(options) => demo::run(&options),
-        Command::Test(options) => test::run(&options),
-        Command::Check => check::run(),
-        Command::Bench => bench::run(),
+    let Options {
+        no_install,
+        command,
+    } = Options::parse();
+    let result = match command {
+        Command::Setup => setup::prepare(Need::Test, no_install).map(drop),
+        Command::Build(options) => build::run(&options, no_install),
+        Command::Demo(options) => demo::run(&options, no_install),
+        Command::Test(options) => test::run(&options, no_install),
+        Command::Check => check::run(no_install),
+        Command::Bench => bench::run(no_install),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

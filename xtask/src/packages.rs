@@ -161,7 +161,7 @@ pub(crate) fn has_apt() -> bool {
 }
 
 /// The two commands that install these packages.
-pub(crate) fn commands(missing: &[Missing]) -> Result<[Command; 2]> {
+fn commands(missing: &[Missing]) -> Result<[Command; 2]> {
     let mut update = shell::as_root("apt-get", &[])?;
     update.args(["update", "-qq"]);
     let mut install = shell::as_root("apt-get", &[("DEBIAN_FRONTEND", "noninteractive".as_ref())])?;
@@ -176,6 +176,10 @@ pub(crate) fn commands(missing: &[Missing]) -> Result<[Command; 2]> {
 
 /// Says what is installed and why, and does it.
 pub(crate) fn install(missing: &[Missing]) -> Result<()> {
+    if !has_apt() {
+        advise(missing)?;
+        bail!("something is missing, and only apt can be asked to install it");
+    }
     eprintln!("setup: installing packages of the system:");
     explain(missing);
     let [mut update, _] = commands(missing)?;
@@ -189,29 +193,25 @@ pub(crate) fn install(missing: &[Missing]) -> Result<()> {
 }
 
 /// One line per package.
-pub(crate) fn explain(missing: &[Missing]) {
+fn explain(missing: &[Missing]) {
     for package in missing {
         eprintln!("  {}: {}", package.apt.join(" or "), package.reason);
     }
 }
 
-/// The error where nothing may, or can, be installed.
-pub(crate) fn refuse(missing: &[Missing]) -> Result<()> {
-    if missing.is_empty() {
-        return Ok(());
-    }
+/// Says what to install, where that is left to the user.
+pub(crate) fn advise(missing: &[Missing]) -> Result<()> {
     eprintln!("setup: missing:");
     explain(missing);
-    if !has_apt() {
-        bail!(
-            "these are Debian's names; install the same with your system's package manager, then try again"
+    if has_apt() {
+        eprintln!("setup: install them with");
+        commands(missing)?.iter().for_each(shell::print);
+    } else {
+        eprintln!(
+            "setup: these are Debian's names; install the same with your system's package manager"
         );
     }
-    eprintln!("setup: install them with");
-    for command in commands(missing)? {
-        shell::print(&command);
-    }
-    bail!("something is missing, and nothing was installed");
+    Ok(())
 }
 
 #[cfg(test)]

@@ -11,29 +11,10 @@ use crate::{
     toolchain::{self, Rustc},
 };
 
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    /// Install nothing: print what is missing and the commands for it, and fail
-    #[arg(long)]
-    pub(crate) no_install: bool,
-    /// Leave out what only the tests need
-    #[arg(long)]
-    build_only: bool,
-}
-
 /// What builds the kernel programs.
 pub(crate) struct Toolchain {
     pub(crate) rustc: Rustc,
     pub(crate) linker: PathBuf,
-}
-
-pub(crate) fn run(options: &Options) -> Result<()> {
-    let need = if options.build_only {
-        Need::Build
-    } else {
-        Need::Test
-    };
-    prepare(need, options.no_install).map(drop)
 }
 
 /// Makes sure that everything is there.
@@ -52,9 +33,6 @@ pub(crate) fn prepare(need: Need, no_install: bool) -> Result<Toolchain> {
         missing.push(llvm_package(rustc.llvm));
     }
     if !missing.is_empty() {
-        if !packages::has_apt() {
-            packages::refuse(&missing)?;
-        }
         packages::install(&missing)?;
     }
     let linker = match linker {
@@ -64,41 +42,49 @@ pub(crate) fn prepare(need: Need, no_install: bool) -> Result<Toolchain> {
     Ok(Toolchain { rustc, linker })
 }
 
-/// Says what is missing and how to install it.
+/// Finds everything, or says what is missing and which commands install it.
 fn only_look(need: Need) -> Result<Toolchain> {
     let mut missing = packages::missing(need);
     let rustc = Rustc::find();
-    let linker = rustc.as_ref().ok().map(toolchain::find_linker);
+    let linker = rustc
+        .as_ref()
+        .ok()
+        .and_then(|rustc| toolchain::find_linker(rustc).ok());
+    match (rustc, linker) {
+        (Ok(rustc), Some(linker)) if missing.is_empty() => Ok(Toolchain { rustc, linker }),
+        (rustc, linker) => {
+            advise(missing, rustc, linker.is_none())?;
+            bail!("something is missing, and nothing was installed");
+        }
+    }
+}
+
+fn advise(mut missing: Vec<Missing>, rustc: Result<Rustc>, wants_linker: bool) -> Result<()> {
     if let Err(why) = &rustc {
         eprintln!("setup: {why:#}");
         if shell::which("rustup").is_some() {
-            eprintln!(
-                "setup: mend it with the following command, or if that is refused with the packages below"
-            );
+            eprintln!("setup: mend it with");
             shell::print(&add_source());
+            let packages = toolchain::APT_RUST.join(" and ");
+            eprintln!("setup: or, where rustup is refused, with the packages {packages}");
+        } else {
+            missing.extend(rust_packages());
         }
-        missing.extend(rust_packages());
     }
-    let llvm = rustc.as_ref().map_or(toolchain::LLVM, |rustc| rustc.llvm);
-    let (rustc, linker) = match (rustc, linker) {
-        (Ok(rustc), Some(Ok(linker))) if missing.is_empty() => {
-            return Ok(Toolchain { rustc, linker });
-        }
-        (rustc, linker) => (rustc.ok(), linker.and_then(Result::ok)),
-    };
-    if linker.is_none() {
-        let found = rustc.as_ref().and_then(toolchain::find_llvm);
-        let (llvm, prefix) = found
-            .clone()
-            .unwrap_or((llvm, format!("/usr/lib/llvm-{llvm}").into()));
-        if found.is_none() {
-            missing.push(llvm_package(llvm));
-        }
-        eprintln!("setup: bpf-linker is missing; with its LLVM there, install it with");
+    let assumed = rustc.as_ref().map_or(toolchain::LLVM, |rustc| rustc.llvm);
+    let llvm = rustc.ok().and_then(|rustc| toolchain::find_llvm(&rustc));
+    if wants_linker && llvm.is_none() {
+        missing.push(llvm_package(assumed));
+    }
+    if !missing.is_empty() {
+        packages::advise(&missing)?;
+    }
+    if wants_linker {
+        let (llvm, prefix) = llvm.unwrap_or((assumed, format!("/usr/lib/llvm-{assumed}").into()));
+        eprintln!("setup: then install bpf-linker with");
         shell::print(&toolchain::install_linker(llvm, &prefix)?);
     }
-    packages::refuse(&missing)?;
-    bail!("something is missing, and nothing was installed");
+    Ok(())
 }
 
 fn rust_packages() -> [Missing; 2] {

@@ -17,12 +17,12 @@ pub(crate) struct Options {
     live_arguments: Vec<String>,
 }
 
-pub(crate) fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
     let start = Instant::now();
     if !options.live_only {
         check::without_compiler()?;
     }
-    let tools = setup::prepare(Need::Test, false)?;
+    let tools = setup::prepare(Need::Test, no_install)?;
     // First of all, because everything of the agent's is built anew when the
     // object changes.
     let lingerscope = build::agent(&tools, true)?;
