@@ -88,7 +88,8 @@ pub(crate) fn global(global: &'static u64) -> u64 {
 
 /// 512 KiB each; user space fills them as files appear.
 #[btf_map]
-pub(crate) static TABLES: ArrayOfMaps<BtfArray<Chunk, 1>, { MAX_CHUNKS as usize }> = ArrayOfMaps::new();
+pub(crate) static TABLES: ArrayOfMaps<BtfArray<Chunk, 1>, { MAX_CHUNKS as usize }> =
+    ArrayOfMaps::new();
 /// 10 KiB each, allocated for targets only; replaced as a whole.
 #[map]
 pub(crate) static MAPPINGS: HashMap<u32, Mappings> =
@@ -104,7 +105,8 @@ pub(crate) static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGE
 pub(crate) static COUNTS: PerCpuArray<TargetCounts> = PerCpuArray::with_max_entries(MAX_TARGETS, 0);
 /// 1.2 KiB each, allocated for threads that were sampled.
 #[map]
-pub(crate) static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+pub(crate) static THREADS: HashMap<u64, Thread> =
+    HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 /// A zeroed thread: too big for the 512 bytes of a program's stack.
 #[map]
 pub(crate) static NEW_THREAD: Array<Thread> = Array::with_max_entries(1, 0);

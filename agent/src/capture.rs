@@ -13,15 +13,18 @@ pub mod probe_point;
 pub mod ring;
 pub mod tables;
 pub mod target;
+pub mod trial;
 
 use std::{
     collections::HashMap,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
-use agent_ebpf::abi::heap::{Block, BlockKey, MAX_TARGETS, Site, Target as TargetSlot, TargetCounts};
-use anyhow::{Context as _, Result};
-use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use agent_ebpf::abi::heap::{
+    Block, BlockKey, MAX_TARGETS, Site, Target as TargetSlot, TargetCounts,
+};
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 
 use self::{
     address_space::AddressSpace,
@@ -29,9 +32,12 @@ use self::{
     links::Method,
     object::{Object, Sizes},
     ring::{Event, Stack},
-    target::{Refusal, Target},
+    target::{Place, Refusal, Target},
 };
-use crate::host::process::Process;
+use crate::host::{
+    process::{self, Process},
+    quarantine::{Entry, Quarantine},
+};
 
 /// Distinct stacks kept in user space; the kernel's table of sites has as many.
 const MAX_STACKS: usize = 65_536;
@@ -69,7 +75,11 @@ pub struct Capture {
     counts: PerCpuArray<MapData, TargetCounts>,
     targets: HashMap<TargetId, Target>,
     stacks: HashMap<u64, Stack>,
+    quarantine: Quarantine,
     method: Method,
+    /// Whether this kernel spares processes under seccomp when a return is
+    /// probed.
+    seccomp_survives: bool,
     /// Records that could not be understood or kept, by cause.
     lost: HashMap<&'static str, u64>,
 }
@@ -78,21 +88,52 @@ impl Capture {
     /// Loads the kernel programs.
     ///
     /// # Errors
-    /// As [`Object::load`].
-    pub fn new(sizes: Sizes, method: Method) -> Result<Self> {
+    /// As [`Object::load`], or when none of `methods` works on this kernel.
+    pub fn new(sizes: Sizes, methods: &[Method], quarantine: Quarantine) -> Result<Self> {
         let mut object = Object::load(sizes)?;
-        let ring = RingBuf::try_from(object.take_map("RING")?).context("map RING has another type")?;
-        let counts = PerCpuArray::try_from(object.take_map("COUNTS")?).context("map COUNTS has another type")?;
-        Ok(Self {
+        let ring =
+            RingBuf::try_from(object.take_map("RING")?).context("map RING has another type")?;
+        let counts = PerCpuArray::try_from(object.take_map("COUNTS")?)
+            .context("map COUNTS has another type")?;
+        let mut capture = Self {
             object,
             files: Files::default(),
             ring,
             counts,
             targets: HashMap::new(),
             stacks: HashMap::new(),
-            method,
+            quarantine,
+            method: Method::Perf,
+            seccomp_survives: false,
             lost: HashMap::new(),
-        })
+        };
+        capture.choose(methods)?;
+        Ok(capture)
+    }
+
+    /// Takes the first way of attaching that works here.
+    fn choose(&mut self, methods: &[Method]) -> Result<()> {
+        let mut reasons = Vec::new();
+        for method in methods {
+            match trial::run(self, *method) {
+                Ok(outcome) => {
+                    self.method = *method;
+                    self.seccomp_survives = outcome.seccomp_survives;
+                    // The trial's own records are of no interest.
+                    self.drain();
+                    self.stacks.clear();
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::debug!(method = method.name(), error = %format_args!("{error:#}"), "this way of attaching does not work here");
+                    reasons.push(format!("{}: {error:#}", method.name()));
+                }
+            }
+        }
+        bail!(
+            "this kernel lets no probes be attached ({})",
+            reasons.join("; ")
+        )
     }
 
     /// A descriptor that is readable when records wait in the ring buffer.
@@ -113,14 +154,51 @@ impl Capture {
     /// # Errors
     /// Why the process cannot be followed.
     pub fn attach(&mut self, process: Process, mean: u64) -> Result<(), Refusal> {
+        if process.seccomp != 0 && !self.seccomp_survives {
+            return Err(Refusal::Seccomp(process.pid));
+        }
+        self.attach_by(process, mean, self.method)
+    }
+
+    /// As [`Self::attach`], in a given way and whatever the trial has shown.
+    fn attach_by(&mut self, process: Process, mean: u64, method: Method) -> Result<(), Refusal> {
         let pid = process.pid;
         let used: Vec<u32> = self.targets.values().map(|target| target.slot).collect();
         let Some(slot) = (0..MAX_TARGETS).find(|slot| !used.contains(slot)) else {
-            return Err(Refusal::Other(format!("{MAX_TARGETS} processes are being followed already")));
+            let sentence = format!("{MAX_TARGETS} processes are being followed already");
+            return Err(Refusal::Other(sentence));
         };
-        let target = Target::attach(&mut self.object, &mut self.files, process, slot, mean, self.method)?;
+        self.clear_counts(slot)
+            .map_err(|error| Refusal::Other(format!("{error:#}")))?;
+        let place = Place { slot, mean, method };
+        let target = Target::attach(
+            &mut self.object,
+            &mut self.files,
+            &self.quarantine,
+            process,
+            place,
+        )?;
         self.targets.insert(pid, target);
         Ok(())
+    }
+
+    /// Notes that a target died by a signal while it was probed: its build is
+    /// not probed again. Returns whether it can be remembered beyond this run.
+    pub fn quarantine(&mut self, id: TargetId, signal: i32) -> Result<()> {
+        let Some(target) = self.targets.get(&id) else {
+            return Ok(());
+        };
+        let exe = process::exe_path(&target.process);
+        let Some(build_id) = target.space.build_id(&exe) else {
+            return Ok(());
+        };
+        let entry = Entry {
+            build_id: build_id.to_owned(),
+            exe: exe.display().to_string().escape_default().to_string(),
+            signal,
+            when: jiff::Timestamp::now().to_string(),
+        };
+        self.quarantine.add(entry).map(drop)
     }
 
     /// Takes a target's probes off. What it recorded can be read until
@@ -170,7 +248,9 @@ impl Capture {
         let mut incidents = Vec::new();
         let mut stale: Vec<TargetId> = Vec::new();
         for _ in 0..MAX_RECORDS {
-            let Some(record) = self.ring.next() else { break };
+            let Some(record) = self.ring.next() else {
+                break;
+            };
             let Some((tgid, event)) = ring::decode(&record) else {
                 *self.lost.entry("record_unreadable").or_default() += 1;
                 continue;
@@ -196,7 +276,7 @@ impl Capture {
         stale.dedup();
         for id in stale {
             if let Some(target) = self.targets.get_mut(&id) {
-                target.refresh(&mut self.object, &mut self.files, self.method);
+                target.refresh(&mut self.object, &mut self.files);
             }
         }
         incidents
@@ -206,16 +286,22 @@ impl Capture {
     /// to be called about once a second.
     pub fn tick(&mut self) {
         for target in self.targets.values_mut() {
-            target.refresh_if_due(&mut self.object, &mut self.files, self.method);
+            target.refresh_if_due(&mut self.object, &mut self.files);
         }
     }
 
     /// Reads the tables of all targets in one pass.
     pub fn read(&self) -> Result<HashMap<TargetId, Reading>> {
-        let mut readings: HashMap<TargetId, Reading> =
-            self.targets.keys().map(|id| (*id, Reading::default())).collect();
-        let epochs: HashMap<TargetId, u32> =
-            self.targets.keys().map(|id| (*id, self.epoch(*id))).collect();
+        let mut readings: HashMap<TargetId, Reading> = self
+            .targets
+            .keys()
+            .map(|id| (*id, Reading::default()))
+            .collect();
+        let epochs: HashMap<TargetId, u32> = self
+            .targets
+            .keys()
+            .map(|id| (*id, self.epoch(*id)))
+            .collect();
         let current = |tgid: u32, epoch: u32| epochs.get(&tgid) == Some(&epoch);
         // Sites first: a block that is live now was counted there before.
         // SAFETY: the map's own types.
@@ -246,8 +332,12 @@ impl Capture {
     /// A target's counters, added up over the processors.
     pub fn counts(&self, id: TargetId) -> TargetCounts {
         let mut sum = TargetCounts::default();
-        let Some(target) = self.targets.get(&id) else { return sum };
-        let Ok(values) = self.counts.get(&target.slot, 0) else { return sum };
+        let Some(target) = self.targets.get(&id) else {
+            return sum;
+        };
+        let Ok(values) = self.counts.get(&target.slot, 0) else {
+            return sum;
+        };
         for value in values.iter() {
             sum.allocations += value.allocations;
             sum.allocated_bytes += value.allocated_bytes;
@@ -261,13 +351,25 @@ impl Capture {
         sum
     }
 
+    /// A slot keeps the counters of its last owner.
+    fn clear_counts(&mut self, slot: u32) -> Result<()> {
+        let cpus = self.counts.get(&slot, 0)?.len();
+        let zeros = PerCpuValues::try_from(vec![TargetCounts::default(); cpus])?;
+        self.counts
+            .set(slot, zeros, 0)
+            .context("cannot clear a target's counters")
+    }
+
     /// The mappings of a target.
     pub fn address_space(&self, id: TargetId) -> Option<&AddressSpace> {
         self.targets.get(&id).map(|target| &target.space)
     }
 
     fn epoch(&self, id: TargetId) -> u32 {
-        self.targets.get(&id).and_then(|target| target.slot_value(&self.object).ok()).map_or(0, |slot: TargetSlot| slot.epoch)
+        self.targets
+            .get(&id)
+            .and_then(|target| target.slot_value(&self.object).ok())
+            .map_or(0, |slot: TargetSlot| slot.epoch)
     }
 }
 

@@ -4,7 +4,11 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{capture::links::Method, finding::Confidence, inspect};
+use crate::{
+    capture::{links::Method, trial},
+    finding::Confidence,
+    inspect,
+};
 
 /// Nothing found.
 pub const EXIT_NOTHING: u8 = 0;
@@ -34,6 +38,9 @@ enum Command {
     /// Ends after --for, at Ctrl-C or with the last target. Exit codes: 0 nothing found, 1 error, 2
     /// usage, 3 a finding at or above --fail-on, 4 a target could not be observed.
     Inspect(InspectArgs),
+    /// What the attach trial tries its probes on
+    #[command(name = trial::SUBCOMMAND, hide = true)]
+    Trial,
 }
 
 /// Arguments of `inspect`.
@@ -128,6 +135,7 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Inspect(args) => inspect::run(&args),
+        Command::Trial => return trial::subject(),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -160,8 +168,9 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 
 /// A size such as `512`, `64KiB` or `1MB`.
 fn parse_size(text: &str) -> Result<u64, String> {
-    let size: bytesize::ByteSize =
-        text.parse().map_err(|_| "write a size such as 512, 64KiB or 1MiB".to_owned())?;
+    let size: bytesize::ByteSize = text
+        .parse()
+        .map_err(|_| "write a size such as 512, 64KiB or 1MiB".to_owned())?;
     match size.as_u64() {
         0 => Err("at least 1 byte".to_owned()),
         size => Ok(size),

@@ -10,3 +10,4 @@ pub mod memory;
 pub mod module;
 pub mod privilege;
 pub mod process;
+pub mod quarantine;

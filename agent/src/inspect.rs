@@ -7,11 +7,7 @@ mod progress;
 mod report;
 mod selection;
 
-use std::{
-    collections::HashMap,
-    process::Child,
-    time::Duration,
-};
+use std::{collections::HashMap, process::Child, time::Duration};
 
 use agent_ebpf::abi::heap::Target;
 use anyhow::{Context as _, Result, bail};
@@ -22,12 +18,18 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use self::{account::Account, command::Waiting, progress::Progress, report::Run, selection::Selection};
+use self::{
+    account::Account, command::Waiting, progress::Progress, report::Run, selection::Selection,
+};
 use crate::{
     capture::{Capture, Incident, TargetId, links::Method, object::Sizes},
     cli::InspectArgs,
-    finding::Command,
-    host::{kernel, privilege, process::Process},
+    finding::{Command, Text},
+    host::{
+        kernel, privilege,
+        process::{self, Process},
+        quarantine::{self, Quarantine},
+    },
 };
 
 /// Live blocks of all targets together; 29 MB of kernel memory.
@@ -54,8 +56,14 @@ pub fn run(args: &InspectArgs) -> Result<u8> {
         bail!(sentence);
     }
     // Forked before any probe descriptor exists, so that it inherits none.
-    let waiting = if args.command.is_empty() { None } else { Some(Waiting::new(&args.command, args.json)?) };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let waiting = if args.command.is_empty() {
+        None
+    } else {
+        Some(Waiting::new(&args.command, args.json)?)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(Inspection::new(args, waiting)?.run())
 }
 
@@ -73,9 +81,18 @@ struct Inspection<'a> {
 impl<'a> Inspection<'a> {
     fn new(args: &'a InspectArgs, waiting: Option<Waiting>) -> Result<Self> {
         let selection = selection::select(&args.pid, &args.unit, &args.name)?;
-        let live_blocks = if args.sample == Some(1) { LIVE_BLOCKS_EXACT } else { LIVE_BLOCKS };
-        let method = args.attach.map_or(Method::Session, Method::from);
-        let capture = Capture::new(Sizes { live_blocks }, method)?;
+        let live_blocks = if args.sample == Some(1) {
+            LIVE_BLOCKS_EXACT
+        } else {
+            LIVE_BLOCKS
+        };
+        let forced = args.attach.map(|by| [Method::from(by)]);
+        let methods = forced.as_ref().map_or(&Method::ALL[..], |method| method);
+        let capture = Capture::new(
+            Sizes { live_blocks },
+            methods,
+            Quarantine::open(&Quarantine::place())?,
+        )?;
         Ok(Self {
             args,
             capture,
@@ -113,8 +130,12 @@ impl<'a> Inspection<'a> {
         let pid = process.pid;
         match self.capture.attach(process.clone(), mean) {
             Ok(()) => {
-                let attached = self.capture.target(pid).map_or_else(kernel::monotonic_ns, |target| target.attached_ns);
-                self.accounts.insert(pid, Account::new(process, attached, mean));
+                let attached = self
+                    .capture
+                    .target(pid)
+                    .map_or_else(kernel::monotonic_ns, |target| target.attached_ns);
+                self.accounts
+                    .insert(pid, Account::new(process, attached, mean));
             }
             Err(refusal) => self.selection.skip(Some(pid), &refusal.to_string()),
         }
@@ -122,7 +143,9 @@ impl<'a> Inspection<'a> {
 
     /// Attaches to the waiting command and lets it go.
     fn start_command(&mut self) -> Result<()> {
-        let Some(waiting) = self.waiting.take() else { return Ok(()) };
+        let Some(waiting) = self.waiting.take() else {
+            return Ok(());
+        };
         let pid = waiting.pid;
         let process = Process::of(pid).context("the command is gone before its start")?;
         self.attach(process, self.args.sample.unwrap_or(1));
@@ -188,7 +211,10 @@ impl<'a> Inspection<'a> {
     fn handle_records(&mut self) {
         for (id, incident) in self.capture.drain() {
             match incident {
-                Incident::Ended(_) => self.end(id),
+                Incident::Ended(status) => {
+                    self.look_at_death(id, status);
+                    self.end(id);
+                }
                 Incident::Executed => {
                     if let Some(account) = self.accounts.get_mut(&id) {
                         account.restart();
@@ -201,12 +227,22 @@ impl<'a> Inspection<'a> {
 
     /// A child of the command is followed; other children are counted.
     fn follow(&mut self, parent: TargetId, child: u32) {
-        let of_command = self.child.is_some() && self.accounts.get(&parent).is_some_and(|account| account.command.is_some() || account.descendant);
+        let of_command = self.child.is_some()
+            && self
+                .accounts
+                .get(&parent)
+                .is_some_and(|account| account.command.is_some() || account.descendant);
         let room = self.accounts.len() < MAX_CHILDREN;
-        if of_command && room && let Ok(process) = Process::of(child) {
+        if of_command
+            && room
+            && let Ok(process) = Process::of(child)
+        {
             let mean = self.args.sample.unwrap_or(1);
             if self.capture.attach(process.clone(), mean).is_ok() {
-                let attached = self.capture.target(child).map_or_else(kernel::monotonic_ns, |target| target.attached_ns);
+                let attached = self
+                    .capture
+                    .target(child)
+                    .map_or_else(kernel::monotonic_ns, |target| target.attached_ns);
                 let mut account = Account::new(process, attached, mean);
                 account.descendant = true;
                 self.accounts.insert(child, account);
@@ -215,6 +251,28 @@ impl<'a> Inspection<'a> {
         }
         if let Some(account) = self.accounts.get_mut(&parent) {
             account.unfollowed += 1;
+        }
+    }
+
+    /// A target that dies by a signal under our probes is not probed again.
+    fn look_at_death(&mut self, id: TargetId, status: u32) {
+        let Some(signal) = quarantine::suspicious_signal(status) else {
+            return;
+        };
+        let Some(target) = self
+            .capture
+            .target(id)
+            .filter(|target| target.is_attached())
+        else {
+            return;
+        };
+        let exe = process::exe_path(&target.process);
+        let name = Text::name(exe.as_os_str().as_encoded_bytes());
+        tracing::error!(
+            "process {id} ({name}) died by signal {signal} while it was probed; this build is not probed again"
+        );
+        if let Err(error) = self.capture.quarantine(id, signal) {
+            tracing::warn!(error = %format_args!("{error:#}"), "the quarantine holds for this run only");
         }
     }
 
@@ -252,7 +310,10 @@ impl<'a> Inspection<'a> {
     fn choose_means(&mut self, table_use: f64) {
         for account in self.accounts.values_mut().filter(|account| !account.ended) {
             let load = account.load(table_use);
-            let current = self.capture.target(account.id).map_or(1, |target| target.mean);
+            let current = self
+                .capture
+                .target(account.id)
+                .map_or(1, |target| target.mean);
             if self.args.sample.is_some() {
                 continue;
             }
@@ -265,7 +326,11 @@ impl<'a> Inspection<'a> {
                 tracing::warn!(error = %format_args!("{error:#}"), "cannot change the sampling mean");
                 continue;
             }
-            account.coarsest = if first { mean } else { account.coarsest.max(mean) };
+            account.coarsest = if first {
+                mean
+            } else {
+                account.coarsest.max(mean)
+            };
             if first {
                 account.attached_ns = kernel::monotonic_ns();
             }
@@ -280,7 +345,10 @@ impl<'a> Inspection<'a> {
             use std::os::unix::process::ExitStatusExt as _;
             let id = *id;
             if let Some(account) = self.accounts.get_mut(&id) {
-                account.command = Some(Command { exit_status: status.code(), signal: status.signal() });
+                account.command = Some(Command {
+                    exit_status: status.code(),
+                    signal: status.signal(),
+                });
             }
             self.child = None;
         }
@@ -299,7 +367,10 @@ impl<'a> Inspection<'a> {
         // is left alone.
         for _ in 0..20 {
             self.reap();
-            let ended = self.child.as_ref().is_some_and(|(_, id)| self.accounts.get(id).is_some_and(|account| account.ended));
+            let ended = self
+                .child
+                .as_ref()
+                .is_some_and(|(_, id)| self.accounts.get(id).is_some_and(|account| account.ended));
             if !ended {
                 break;
             }
@@ -308,4 +379,3 @@ impl<'a> Inspection<'a> {
         Ok(())
     }
 }
-

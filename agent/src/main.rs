@@ -10,7 +10,9 @@ fn main() -> ExitCode {
         .with_writer(io::stderr)
         .with_target(false)
         .without_time()
-        .with_env_filter(EnvFilter::try_from_env("LINGERSCOPE_LOG").unwrap_or_else(|_| EnvFilter::new("warn")))
+        .with_env_filter(
+            EnvFilter::try_from_env("LINGERSCOPE_LOG").unwrap_or_else(|_| EnvFilter::new("warn")),
+        )
         .init();
     lingerscope::cli::run()
 }

@@ -36,15 +36,25 @@ impl Symbols {
             .enable_inlined_fns(true)
             .enable_demangling(true)
             .build();
-        Self { symbolizer, known: HashMap::new() }
+        Self {
+            symbolizer,
+            known: HashMap::new(),
+        }
     }
 
     /// The frames at one code address of a process, innermost first. A return
     /// address (`exact` false) is one past the call it belongs to.
     pub fn frames(&mut self, space: &AddressSpace, address: u64, exact: bool) -> Vec<Frame> {
-        let lookup = if exact { address } else { address.wrapping_sub(1) };
+        let lookup = if exact {
+            address
+        } else {
+            address.wrapping_sub(1)
+        };
         let Some(code) = space.find(lookup) else {
-            return vec![Frame { offset: Some(format!("{lookup:#x}")), ..Frame::default() }];
+            return vec![Frame {
+                offset: Some(format!("{lookup:#x}")),
+                ..Frame::default()
+            }];
         };
         let linked = lookup.wrapping_sub(code.bias);
         let bare = |module: Text, build_id: Option<String>| Frame {
@@ -54,7 +64,11 @@ impl Symbols {
             ..Frame::default()
         };
         let Ok(file) = &code.file else {
-            let name = if code.mapping.path.is_empty() { b"[anonymous]" } else { &code.mapping.path[..] };
+            let name = if code.mapping.path.is_empty() {
+                b"[anonymous]"
+            } else {
+                &code.mapping.path[..]
+            };
             return vec![bare(Text::name(name), None)];
         };
         let Some(module) = &file.module else {
@@ -64,7 +78,10 @@ impl Symbols {
         if let Some(known) = self.known.get(&place) {
             return known.clone();
         }
-        let outline = bare(Text::name(module.path.as_os_str().as_encoded_bytes()), module.build_id.clone());
+        let outline = bare(
+            Text::name(module.path.as_os_str().as_encoded_bytes()),
+            module.build_id.clone(),
+        );
         let frames = self.look_up(file, linked, &outline);
         if self.known.len() < MAX_PLACES {
             self.known.insert(place, frames.clone());
@@ -73,14 +90,18 @@ impl Symbols {
     }
 
     fn look_up(&self, file: &CodeFile, linked: u64, outline: &Frame) -> Vec<Frame> {
-        let Some(module) = &file.module else { return vec![outline.clone()] };
+        let Some(module) = &file.module else {
+            return vec![outline.clone()];
+        };
         let source = Source::Elf(Elf::new(module.descriptor_path()));
         // The file is chosen by the target: a fault in a parser costs a name.
         let answer = catch_unwind(AssertUnwindSafe(|| {
-            self.symbolizer.symbolize_single(&source, Input::VirtOffset(linked)).map(|symbolized| match symbolized {
-                Symbolized::Sym(symbol) => spread(&symbol, outline),
-                Symbolized::Unknown(_) => vec![outline.clone()],
-            })
+            self.symbolizer
+                .symbolize_single(&source, Input::VirtOffset(linked))
+                .map(|symbolized| match symbolized {
+                    Symbolized::Sym(symbol) => spread(&symbol, outline),
+                    Symbolized::Unknown(_) => vec![outline.clone()],
+                })
         }));
         match answer {
             Ok(Ok(frames)) => frames,
@@ -113,14 +134,22 @@ fn spread(symbol: &Sym<'_>, outline: &Frame) -> Vec<Frame> {
         .iter()
         .rev()
         .map(|inlined| frame(&inlined.name, inlined.code_info.as_ref(), true))
-        .chain(std::iter::once(frame(&symbol.name, symbol.code_info.as_deref(), false)))
+        .chain(std::iter::once(frame(
+            &symbol.name,
+            symbol.code_info.as_deref(),
+            false,
+        )))
         .collect()
 }
 
 /// Drops the hash that ends a legacy Rust name: it changes with every build.
 fn without_hash(name: &str) -> &str {
     match name.rsplit_once("::h") {
-        Some((rest, hash)) if hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) => rest,
+        Some((rest, hash))
+            if hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) =>
+        {
+            rest
+        }
         _ => name,
     }
 }

@@ -1,4 +1,4 @@
 //! Reading Tokio from outside, in unmodified release builds.
 
-pub mod current_task;
 pub mod boundary;
+pub mod current_task;

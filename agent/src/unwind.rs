@@ -43,9 +43,17 @@ pub fn compile<'data, R: ReadRef<'data>>(elf: &ElfFile64<'data, LittleEndian, R>
     let Some(section) = elf.section_by_name(".eh_frame") else {
         return Ok(Table::default());
     };
-    ensure!(section.size() <= MAX_SECTION, ".eh_frame is larger than {MAX_SECTION} bytes");
-    let data = section.uncompressed_data().context("cannot read .eh_frame")?;
-    let address = |name| elf.section_by_name(name).map_or(0, |section| section.address());
+    ensure!(
+        section.size() <= MAX_SECTION,
+        ".eh_frame is larger than {MAX_SECTION} bytes"
+    );
+    let data = section
+        .uncompressed_data()
+        .context("cannot read .eh_frame")?;
+    let address = |name| {
+        elf.section_by_name(name)
+            .map_or(0, |section| section.address())
+    };
     let bases = BaseAddresses::default()
         .set_eh_frame(section.address())
         .set_text(address(".text"))
@@ -54,7 +62,12 @@ pub fn compile<'data, R: ReadRef<'data>>(elf: &ElfFile64<'data, LittleEndian, R>
     let linkage: Vec<(u64, u64)> = elf
         .sections()
         .filter(|section| section.name().is_ok_and(|name| name.starts_with(".plt")))
-        .map(|section| (section.address(), section.address().saturating_add(section.size())))
+        .map(|section| {
+            (
+                section.address(),
+                section.address().saturating_add(section.size()),
+            )
+        })
         .collect();
 
     let eh_frame = EhFrame::new(&data, Little);
@@ -62,19 +75,30 @@ pub fn compile<'data, R: ReadRef<'data>>(elf: &ElfFile64<'data, LittleEndian, R>
     let mut builder = Builder::default();
     let mut entries = eh_frame.entries(&bases);
     while let Some(entry) = entries.next().context(".eh_frame is damaged")? {
-        let CieOrFde::Fde(partial) = entry else { continue };
-        let Ok(function) = partial.parse(EhFrame::cie_from_offset) else { continue };
+        let CieOrFde::Fde(partial) = entry else {
+            continue;
+        };
+        let Ok(function) = partial.parse(EhFrame::cie_from_offset) else {
+            continue;
+        };
         let (start, end) = (function.initial_address(), function.end_address());
         // Functions that the linker has dropped stay behind at address 0.
         if start == 0 || end > u64::from(u32::MAX) {
             continue;
         }
         let trampoline = function.is_signal_trampoline();
-        let Ok(mut table) = function.rows(&eh_frame, &bases, &mut context) else { continue };
+        let Ok(mut table) = function.rows(&eh_frame, &bases, &mut context) else {
+            continue;
+        };
         while let Ok(Some(row)) = table.next_row() {
-            let in_linkage = linkage.iter().any(|(from, to)| (*from..*to).contains(&row.start_address()));
+            let in_linkage = linkage
+                .iter()
+                .any(|(from, to)| (*from..*to).contains(&row.start_address()));
             builder.add(row.start_address(), rule(row, trampoline, in_linkage));
-            ensure!(builder.rows.len() <= MAX_ROWS, "more than {MAX_ROWS} unwind rows");
+            ensure!(
+                builder.rows.len() <= MAX_ROWS,
+                "more than {MAX_ROWS} unwind rows"
+            );
         }
         builder.functions.push((start, end));
     }
@@ -90,9 +114,14 @@ struct Builder {
 
 impl Builder {
     fn add(&mut self, address: u64, row: Option<Row>) {
-        let Ok(pc) = u32::try_from(address) else { return };
+        let Ok(pc) = u32::try_from(address) else {
+            return;
+        };
         self.unsupported += usize::from(row.is_none());
-        self.rows.push(Row { pc, ..row.unwrap_or(NO_RULE) });
+        self.rows.push(Row {
+            pc,
+            ..row.unwrap_or(NO_RULE)
+        });
     }
 
     /// Marks the gaps between functions, sorts, and drops rows that change
@@ -100,35 +129,66 @@ impl Builder {
     fn finish(mut self) -> Table {
         self.functions.sort_unstable();
         for (index, (_, end)) in self.functions.iter().enumerate() {
-            if self.functions.get(index + 1).is_none_or(|(next, _)| next > end) {
-                self.rows.push(Row { pc: *end as u32, ..NO_RULE });
+            if self
+                .functions
+                .get(index + 1)
+                .is_none_or(|(next, _)| next > end)
+            {
+                self.rows.push(Row {
+                    pc: *end as u32,
+                    ..NO_RULE
+                });
             }
         }
         // At one address a rule wins over a gap.
         self.rows.sort_by_key(|row| (row.pc, row.kind == Row::NONE));
         self.rows.dedup_by_key(|row| row.pc);
-        self.rows.dedup_by(|next, row| Row { pc: row.pc, ..*next } == *row);
-        Table { rows: self.rows, unsupported: self.unsupported }
+        self.rows.dedup_by(|next, row| {
+            Row {
+                pc: row.pc,
+                ..*next
+            } == *row
+        });
+        Table {
+            rows: self.rows,
+            unsupported: self.unsupported,
+        }
     }
 }
 
-const NO_RULE: Row = Row { pc: 0, cfa_offset: 0, rbp_offset: Row::RBP_KEPT, kind: Row::NONE };
+const NO_RULE: Row = Row {
+    pc: 0,
+    cfa_offset: 0,
+    rbp_offset: Row::RBP_KEPT,
+    kind: Row::NONE,
+};
 
 /// The row for one rule, `None` for one that cannot be followed.
 fn rule(row: &UnwindTableRow<usize>, trampoline: bool, in_linkage: bool) -> Option<Row> {
     if trampoline {
-        return Some(Row { kind: Row::SIGNAL, ..NO_RULE });
+        return Some(Row {
+            kind: Row::SIGNAL,
+            ..NO_RULE
+        });
     }
-    match row.register(RETURN_ADDRESS).unwrap_or(RegisterRule::SameValue) {
+    match row
+        .register(RETURN_ADDRESS)
+        .unwrap_or(RegisterRule::SameValue)
+    {
         RegisterRule::Offset(-8) => {}
-        RegisterRule::Undefined => return Some(Row { kind: Row::END, ..NO_RULE }),
+        RegisterRule::Undefined => {
+            return Some(Row {
+                kind: Row::END,
+                ..NO_RULE
+            });
+        }
         _ => return None,
     }
     let rbp_offset = match row.register(RBP).unwrap_or(RegisterRule::SameValue) {
         RegisterRule::Undefined | RegisterRule::SameValue => Row::RBP_KEPT,
-        RegisterRule::Offset(offset) if offset % 8 == 0 => {
-            i8::try_from(offset / 8).ok().filter(|words| *words != Row::RBP_KEPT)?
-        }
+        RegisterRule::Offset(offset) if offset % 8 == 0 => i8::try_from(offset / 8)
+            .ok()
+            .filter(|words| *words != Row::RBP_KEPT)?,
         _ => return None,
     };
     let (kind, cfa_offset) = match row.cfa() {
@@ -143,7 +203,12 @@ fn rule(row: &UnwindTableRow<usize>, trampoline: bool, in_linkage: bool) -> Opti
         CfaRule::Expression(_) if in_linkage => (Row::PLT, 0),
         CfaRule::Expression(_) => return None,
     };
-    Some(Row { pc: 0, cfa_offset, rbp_offset, kind })
+    Some(Row {
+        pc: 0,
+        cfa_offset,
+        rbp_offset,
+        kind,
+    })
 }
 
 #[cfg(test)]
@@ -163,18 +228,29 @@ mod tests {
         let table = compile(&elf).unwrap();
         assert!(table.rows.len() > 10_000, "{} rows", table.rows.len());
         assert!(table.rows.is_sorted_by_key(|row| row.pc));
-        assert!(table.unsupported * 1000 < table.rows.len(), "{} unsupported", table.unsupported);
+        assert!(
+            table.unsupported * 1000 < table.rows.len(),
+            "{} unsupported",
+            table.unsupported
+        );
         // At a function's first byte only the return address is on the stack.
         let here = covers_the_functions_of_a_real_program as fn() as usize as u64;
         let maps = crate::host::mapping::of(std::process::id()).unwrap();
-        let map = maps.iter().find(|m| m.start <= here && here < m.end).unwrap();
+        let map = maps
+            .iter()
+            .find(|m| m.start <= here && here < m.end)
+            .unwrap();
         let segment = elf
             .elf_program_headers()
             .iter()
-            .find(|s| s.p_offset.get(LittleEndian) & !0xfff == map.offset && s.p_flags.get(LittleEndian) & 1 != 0)
+            .find(|s| {
+                s.p_offset.get(LittleEndian) & !0xfff == map.offset
+                    && s.p_flags.get(LittleEndian) & 1 != 0
+            })
             .unwrap();
         let offset = here - map.start + map.offset;
-        let pc = (offset - segment.p_offset.get(LittleEndian) + segment.p_vaddr.get(LittleEndian)) as u32;
+        let pc = (offset - segment.p_offset.get(LittleEndian) + segment.p_vaddr.get(LittleEndian))
+            as u32;
         let row = table.rows[table.rows.partition_point(|row| row.pc <= pc) - 1];
         assert_eq!((row.pc, row.kind, row.cfa_offset), (pc, Row::RSP, 8));
     }

@@ -1,7 +1,7 @@
 //! A target's executable mappings: given to the kernel unwinder, and used here
 //! to turn code addresses into places in files.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use agent_ebpf::abi::stack::{self, MAX_MAPPINGS, Mappings};
 use anyhow::Result;
@@ -48,12 +48,22 @@ impl AddressSpace {
             let file = if mapping.is_file() {
                 files.of(object, pid, &mapping)
             } else if mapping.path == b"[vdso]" {
-                files.vdso(object, pid, &mapping).map_err(|error| format!("{error:#}"))
+                files
+                    .vdso(object, pid, &mapping)
+                    .map_err(|error| format!("{error:#}"))
             } else {
                 Err("no file".to_owned())
             };
-            let bias = file.as_ref().ok().and_then(|file| file.bias(&mapping)).unwrap_or(mapping.start);
-            space.code.push(Code { mapping, file, bias });
+            let bias = file
+                .as_ref()
+                .ok()
+                .and_then(|file| file.bias(&mapping))
+                .unwrap_or(mapping.start);
+            space.code.push(Code {
+                mapping,
+                file,
+                bias,
+            });
         }
         files.flush(object)?;
         space.publish(object, pid)?;
@@ -62,8 +72,23 @@ impl AddressSpace {
 
     /// The mapping that holds an address.
     pub fn find(&self, address: u64) -> Option<&Code> {
-        let index = self.code.partition_point(|code| code.mapping.start <= address).checked_sub(1)?;
-        self.code.get(index).filter(|code| address < code.mapping.end)
+        let index = self
+            .code
+            .partition_point(|code| code.mapping.start <= address)
+            .checked_sub(1)?;
+        self.code
+            .get(index)
+            .filter(|code| address < code.mapping.end)
+    }
+
+    /// Build id of the mapped file with this path.
+    pub fn build_id(&self, path: &Path) -> Option<&str> {
+        let files = self.code.iter().filter_map(|code| code.file.as_ref().ok());
+        files
+            .filter_map(|file| file.module.as_ref())
+            .find(|module| module.path == path)?
+            .build_id
+            .as_deref()
     }
 
     fn publish(&mut self, object: &Object, pid: u32) -> Result<()> {
@@ -71,7 +96,11 @@ impl AddressSpace {
         list.sort_unstable_by_key(|piece| piece.start);
         self.dropped = list.len().saturating_sub(MAX_MAPPINGS);
         list.truncate(MAX_MAPPINGS);
-        let mut value = Box::new(Mappings { len: list.len() as u32, reserved: 0, list: [stack::Mapping::default(); MAX_MAPPINGS] });
+        let mut value = Box::new(Mappings {
+            len: list.len() as u32,
+            reserved: 0,
+            list: [stack::Mapping::default(); MAX_MAPPINGS],
+        });
         for (place, piece) in value.list.iter_mut().zip(list) {
             *place = piece;
         }
@@ -98,7 +127,11 @@ fn pieces(code: &Code) -> Vec<stack::Mapping> {
         .iter()
         .filter_map(|piece| {
             let from = start.max(code.bias.wrapping_add(u64::from(piece.start)));
-            let to = if piece.end == u32::MAX { end } else { end.min(code.bias.wrapping_add(u64::from(piece.end))) };
+            let to = if piece.end == u32::MAX {
+                end
+            } else {
+                end.min(code.bias.wrapping_add(u64::from(piece.end)))
+            };
             (from < to).then(|| row(from, to, code.bias, piece))
         })
         .collect();

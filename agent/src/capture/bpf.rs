@@ -261,7 +261,9 @@ pub unsafe fn update<K, V: ?Sized>(map: BorrowedFd<'_>, key: &K, value: &V) -> i
 /// # Safety
 /// `K` must be what the map was made for.
 pub unsafe fn delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
-    let mut attributes = Attributes::new().set(0, map.as_raw_fd() as u32).set_pointer(8, key);
+    let mut attributes = Attributes::new()
+        .set(0, map.as_raw_fd() as u32)
+        .set_pointer(8, key);
     // SAFETY: the key's size fits, as promised by the caller.
     match unsafe { attributes.call(MAP_DELETE_ELEM, 32) } {
         Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
@@ -273,7 +275,10 @@ pub unsafe fn delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
 ///
 /// # Safety
 /// `K` and `V` must be what the map was made for.
-pub unsafe fn delete_where<K: Pod, V: Pod>(map: BorrowedFd<'_>, unwanted: impl Fn(&K, &V) -> bool) -> io::Result<()> {
+pub unsafe fn delete_where<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    unwanted: impl Fn(&K, &V) -> bool,
+) -> io::Result<()> {
     let mut keys: Vec<K> = Vec::new();
     // SAFETY: promised by the caller.
     unsafe {

@@ -1,10 +1,7 @@
 //! Files that targets have mapped: opened and compiled once, shared by all
 //! targets, known by device and inode.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use agent_ebpf::abi::{heap::FunctionKind, stack::Row};
 use anyhow::Result;
@@ -91,9 +88,14 @@ impl CodeFile {
         let segment = self
             .segments
             .iter()
-            .filter(|segment| segment.offset & !0xfff <= mapping.offset && mapping.offset < segment.offset + segment.size)
+            .filter(|segment| {
+                segment.offset & !0xfff <= mapping.offset
+                    && mapping.offset < segment.offset + segment.size
+            })
             .max_by_key(|segment| (segment.executable == mapping.executable, segment.offset))?;
-        let linked = segment.address.wrapping_add(mapping.offset.wrapping_sub(segment.offset));
+        let linked = segment
+            .address
+            .wrapping_add(mapping.offset.wrapping_sub(segment.offset));
         Some(mapping.start.wrapping_sub(linked))
     }
 }
@@ -111,15 +113,26 @@ impl Files {
     ///
     /// # Errors
     /// Why it cannot be read; the answer is remembered.
-    pub fn of(&mut self, object: &Object, pid: u32, mapping: &Mapping) -> Result<Arc<CodeFile>, String> {
-        let id = ModuleId { device: mapping.device, inode: mapping.inode };
+    pub fn of(
+        &mut self,
+        object: &Object,
+        pid: u32,
+        mapping: &Mapping,
+    ) -> Result<Arc<CodeFile>, String> {
+        let id = ModuleId {
+            device: mapping.device,
+            inode: mapping.inode,
+        };
         if let Some(known) = self.known.get(&id) {
             return known.clone();
         }
         if self.known.len() >= MAX_FILES {
             return Err(format!("more than {MAX_FILES} files"));
         }
-        let file = self.read(object, pid, mapping).map(Arc::new).map_err(|error| format!("{error:#}"));
+        let file = self
+            .read(object, pid, mapping)
+            .map(Arc::new)
+            .map_err(|error| format!("{error:#}"));
         self.known.insert(id, file.clone());
         file
     }
@@ -132,12 +145,22 @@ impl Files {
         if let Some(known) = &self.vdso {
             return Ok(Arc::clone(known));
         }
-        let mut image = vec![0u8; (mapping.end - mapping.start).min(crate::host::memory::MAX_PIECE as u64) as usize];
+        let mut image = vec![
+            0u8;
+            (mapping.end - mapping.start).min(crate::host::memory::MAX_PIECE as u64)
+                as usize
+        ];
         Memory::open(pid)?.read(mapping, mapping.start, &mut image)?;
         let elf = ElfFile64::<LittleEndian>::parse(&*image)?;
         let table = unwind::compile(&elf)?;
         let pieces = self.add_rows(object, &table.rows)?;
-        let file = Arc::new(CodeFile { module: None, segments: segments(elf.elf_program_headers()), pieces, families: Vec::new(), is_go: false });
+        let file = Arc::new(CodeFile {
+            module: None,
+            segments: segments(elf.elf_program_headers()),
+            pieces,
+            families: Vec::new(),
+            is_go: false,
+        });
         self.vdso = Some(Arc::clone(&file));
         Ok(file)
     }
@@ -163,7 +186,13 @@ impl Files {
         })?;
         let pieces = self.add_rows(object, &table.rows)?;
         tracing::debug!(file = %module.path.display(), rows = table.rows.len(), unsupported = table.unsupported, "unwind rows");
-        Ok(CodeFile { module: Some(module), segments, pieces, families, is_go })
+        Ok(CodeFile {
+            module: Some(module),
+            segments,
+            pieces,
+            families,
+            is_go,
+        })
     }
 }
 
@@ -194,10 +223,20 @@ fn families(elf: &Elf<'_>) -> Vec<FamilyProbes> {
                 let code = allocators::body(elf, function);
                 let rows = probe_point::cfa_rows(elf, function.address, function.size);
                 let wants_return = function.kind != FunctionKind::Free;
-                match probe_point::choose(code, function.address, &rows, wants_return, function.kind) {
+                match probe_point::choose(
+                    code,
+                    function.address,
+                    &rows,
+                    wants_return,
+                    function.kind,
+                ) {
                     Ok(point) => {
                         if let Some(reason) = point.stepped_because {
-                            tracing::debug!(function = function.name, reason, "the probe is single-stepped");
+                            tracing::debug!(
+                                function = function.name,
+                                reason,
+                                "the probe is single-stepped"
+                            );
                         }
                         functions.push(FunctionProbe {
                             kind: function.kind,
@@ -205,10 +244,17 @@ fn families(elf: &Elf<'_>) -> Vec<FamilyProbes> {
                             offset: function.file_offset + point.offset,
                         });
                     }
-                    Err(refusal) => why_not = why_not.or_else(|| Some(format!("{}: {refusal}", function.name))),
+                    Err(refusal) => {
+                        why_not = why_not.or_else(|| Some(format!("{}: {refusal}", function.name)))
+                    }
                 }
             }
-            FamilyProbes { kind: family.kind, functions, uncovered: family.uncovered, why_not }
+            FamilyProbes {
+                kind: family.kind,
+                functions,
+                uncovered: family.uncovered,
+                why_not,
+            }
         })
         .collect()
 }

@@ -78,10 +78,26 @@ impl Links {
         files: &[(std::path::PathBuf, FilePoints)],
     ) -> Result<()> {
         for (file, points) in files {
-            attach_one(&mut self.freeing, object, method, Role::Free, pid, file, &points.freeing)?;
+            attach_one(
+                &mut self.freeing,
+                object,
+                method,
+                Role::Free,
+                pid,
+                file,
+                &points.freeing,
+            )?;
         }
         for (file, points) in files {
-            attach_one(&mut self.allocating, object, method, Role::Allocate, pid, file, &points.allocating)?;
+            attach_one(
+                &mut self.allocating,
+                object,
+                method,
+                Role::Allocate,
+                pid,
+                file,
+                &points.allocating,
+            )?;
         }
         Ok(())
     }
@@ -90,7 +106,9 @@ impl Links {
     pub fn detach(&mut self, object: &mut Object) {
         for link in self.allocating.drain(..).chain(self.freeing.drain(..)) {
             if let Link::Perf(program, id) = link {
-                let detached = object.perf_uprobe(program).and_then(|program| Ok(program.detach(id)?));
+                let detached = object
+                    .perf_uprobe(program)
+                    .and_then(|program| Ok(program.detach(id)?));
                 if let Err(error) = detached {
                     tracing::warn!(error = %format_args!("{error:#}"), "cannot detach a probe; it ends with this program");
                 }
@@ -124,14 +142,23 @@ fn attach_one(
     }
     let mut multi = |program: &'static str, attach: AttachType, at_return: bool| -> Result<()> {
         let program = object.uprobe(program, attach)?;
-        let link = bpf::link_uprobes(program, attach, at_return, file, points, pid)
-            .with_context(|| format!("the kernel refuses {} probes by {}", points.len(), method.name()))?;
+        let link = bpf::link_uprobes(program, attach, at_return, file, points, pid).with_context(
+            || {
+                format!(
+                    "the kernel refuses {} probes by {}",
+                    points.len(),
+                    method.name()
+                )
+            },
+        )?;
         links.push(Link::Bpf { link });
         Ok(())
     };
     match (method, role) {
         (Method::Session, Role::Allocate) => multi("heap_session", AttachType::Session, false),
-        (Method::Session | Method::Multi, Role::Free) => multi("heap_free", AttachType::Multi, false),
+        (Method::Session | Method::Multi, Role::Free) => {
+            multi("heap_free", AttachType::Multi, false)
+        }
         (Method::Multi, Role::Allocate) => {
             multi("heap_leave", AttachType::Multi, true)?;
             multi("heap_enter", AttachType::Multi, false)
@@ -152,14 +179,17 @@ fn attach_perf(
     file: &Path,
     points: &[Point],
 ) -> Result<()> {
-    let scope = UProbeScope::OneProcess(NonZeroU32::new(pid).context("process 0 cannot be probed")?);
+    let scope =
+        UProbeScope::OneProcess(NonZeroU32::new(pid).context("process 0 cannot be probed")?);
     let program = object.perf_uprobe(name)?;
     for point in points {
         let place = UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(point.offset),
             cookie: Some(point.cookie),
         };
-        let id = program.attach(place, file, scope).context("the kernel refuses a probe by perf event")?;
+        let id = program
+            .attach(place, file, scope)
+            .context("the kernel refuses a probe by perf event")?;
         links.push(Link::Perf(name, id));
     }
     Ok(())

@@ -89,7 +89,9 @@ impl Object {
 
     /// A map as aya sees it.
     pub fn aya_map(&self, name: &str) -> Result<&Map> {
-        self.ebpf.map(name).with_context(|| format!("the kernel object has no map {name}"))
+        self.ebpf
+            .map(name)
+            .with_context(|| format!("the kernel object has no map {name}"))
     }
 
     /// Takes a map out, for a reader of its own.

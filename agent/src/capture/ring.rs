@@ -49,10 +49,20 @@ pub fn decode(record: &[u8]) -> Option<(u32, Event)> {
 }
 
 fn stack(record: &StackRecord) -> Stack {
-    let len = usize::try_from(record.len).unwrap_or(MAX_FRAMES).min(MAX_FRAMES);
-    let frames = record.frames.iter().take(len).enumerate().map(|(index, frame)| {
-        (frame & !StackRecord::EXACT, index == 0 || frame & StackRecord::EXACT != 0)
-    });
+    let len = usize::try_from(record.len)
+        .unwrap_or(MAX_FRAMES)
+        .min(MAX_FRAMES);
+    let frames = record
+        .frames
+        .iter()
+        .take(len)
+        .enumerate()
+        .map(|(index, frame)| {
+            (
+                frame & !StackRecord::EXACT,
+                index == 0 || frame & StackRecord::EXACT != 0,
+            )
+        });
     Stack {
         epoch: record.epoch,
         hash: record.hash,
@@ -77,9 +87,18 @@ mod tests {
 
     #[test]
     fn decodes_a_fork() {
-        let record = ProcessRecord { header: Header { kind: Header::FORK, tgid: 7 }, detail: 8, reserved: 0 };
+        let record = ProcessRecord {
+            header: Header {
+                kind: Header::FORK,
+                tgid: 7,
+            },
+            detail: 8,
+            reserved: 0,
+        };
         // SAFETY: a Pod type as bytes.
-        let bytes = unsafe { std::slice::from_raw_parts((&raw const record).cast::<u8>(), size_of_val(&record)) };
+        let bytes = unsafe {
+            std::slice::from_raw_parts((&raw const record).cast::<u8>(), size_of_val(&record))
+        };
         assert_eq!(decode(bytes), Some((7, Event::Fork(8))));
         assert_eq!(decode(&bytes[..12]), None);
     }

@@ -37,13 +37,28 @@ pub struct Tables {
 }
 
 /// Code without a rule, for mappings that no file stands behind.
-pub const UNRULED: Piece = Piece { start: 0, end: u32::MAX, chunk: 0, first_row: 0, end_row: 1 };
+pub const UNRULED: Piece = Piece {
+    start: 0,
+    end: u32::MAX,
+    chunk: 0,
+    first_row: 0,
+    end_row: 1,
+};
 
 impl Tables {
     /// No rows yet but the one for unruled code.
     pub fn new() -> Self {
-        let unruled = Row { pc: 0, cfa_offset: 0, rbp_offset: Row::RBP_KEPT, kind: Row::NONE };
-        Self { open: vec![unruled], maps: Vec::new(), dirty: true }
+        let unruled = Row {
+            pc: 0,
+            cfa_offset: 0,
+            rbp_offset: Row::RBP_KEPT,
+            kind: Row::NONE,
+        };
+        Self {
+            open: vec![unruled],
+            maps: Vec::new(),
+            dirty: true,
+        }
     }
 
     /// Takes a file's rows in; [`Self::flush`] makes them visible.
@@ -57,7 +72,8 @@ impl Tables {
             if self.open.len() >= CHUNK_ROWS {
                 self.flush(object)?;
                 self.open.clear();
-                self.maps.push(bpf::create_single::<Chunk>().context("no memory for unwind tables")?);
+                self.maps
+                    .push(bpf::create_single::<Chunk>().context("no memory for unwind tables")?);
             }
             let taken = rest.len().min(CHUNK_ROWS - self.open.len());
             let (now, later) = rest.split_at(taken);
@@ -86,18 +102,28 @@ impl Tables {
             return Ok(());
         }
         if self.maps.is_empty() {
-            self.maps.push(bpf::create_single::<Chunk>().context("no memory for unwind tables")?);
+            self.maps
+                .push(bpf::create_single::<Chunk>().context("no memory for unwind tables")?);
         }
         let index = (self.maps.len() - 1) as u32;
-        let Some(map) = self.maps.last() else { return Ok(()) };
-        let end = Row { pc: u32::MAX, cfa_offset: 0, rbp_offset: Row::RBP_KEPT, kind: Row::NONE };
+        let Some(map) = self.maps.last() else {
+            return Ok(());
+        };
+        let end = Row {
+            pc: u32::MAX,
+            cfa_offset: 0,
+            rbp_offset: Row::RBP_KEPT,
+            kind: Row::NONE,
+        };
         let mut rows = self.open.clone();
         rows.resize(CHUNK_ROWS, end);
         use std::os::fd::AsFd as _;
         // SAFETY: the map holds one value of `CHUNK_ROWS` rows.
-        unsafe { bpf::update(map.as_fd(), &0u32, rows.as_slice()) }.context("cannot fill unwind tables")?;
+        unsafe { bpf::update(map.as_fd(), &0u32, rows.as_slice()) }
+            .context("cannot fill unwind tables")?;
         // SAFETY: the outer map takes an index and a descriptor.
-        unsafe { bpf::update(object.map("TABLES")?, &index, &map.as_raw_fd()) }.context("cannot add unwind tables")?;
+        unsafe { bpf::update(object.map("TABLES")?, &index, &map.as_raw_fd()) }
+            .context("cannot add unwind tables")?;
         self.dirty = false;
         Ok(())
     }

@@ -1,8 +1,15 @@
 //! One process under capture: what is probed in it, and why something is not.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc, time::{Duration, Instant}};
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use agent_ebpf::abi::heap::{Block, BlockKey, Cookie, FunctionKind, Site, Target as Slot, TaskIdRecipe};
+use agent_ebpf::abi::heap::{
+    Block, BlockKey, Cookie, FunctionKind, Site, Target as Slot, TaskIdRecipe,
+};
 use anyhow::{Context as _, Result};
 use thiserror::Error;
 
@@ -15,7 +22,12 @@ use super::{
     object::Object,
 };
 use crate::{
-    host::{kernel, module::ModuleId, process::Process},
+    host::{
+        kernel,
+        module::ModuleId,
+        process::{self, Process},
+        quarantine::Quarantine,
+    },
     tokio_rt::current_task::{self, TaskIds},
 };
 
@@ -40,11 +52,34 @@ pub enum Refusal {
     #[error("process {0} is lingerscope itself, which it never traces: name another process")]
     Itself(u32),
     /// A Go program.
-    #[error("process {0} is a Go program: Go moves its stacks, so return probes could crash it, and its heap is its garbage collector's; use Go's own heap profile (net/http/pprof)")]
+    #[error(
+        "process {0} is a Go program: Go moves its stacks, so return probes could crash it, and its heap is its garbage collector's; use Go's own heap profile (net/http/pprof)"
+    )]
     Go(u32),
     /// A user shadow stack under a kernel that would kill the process.
-    #[error("process {0} runs with a shadow stack, and return probes of this kernel would kill it: use kernel 6.11 or later")]
+    #[error(
+        "process {0} runs with a shadow stack, and return probes of this kernel would kill it: use kernel 6.11 or later"
+    )]
     ShadowStack(u32),
+    /// A seccomp filter under a kernel that would kill the process.
+    #[error(
+        "process {0} runs under a seccomp filter, and this kernel kills such a process when a return is probed (tried on a process of our own): update the kernel"
+    )]
+    Seccomp(u32),
+    /// A build that died while it was probed.
+    #[error(
+        "process {pid} is a build that died by signal {signal} while it was probed ({when}): look at it, and delete its entry in {list} to probe it again"
+    )]
+    Quarantined {
+        /// The process.
+        pid: u32,
+        /// What it died of.
+        signal: i32,
+        /// When.
+        when: String,
+        /// File of the list.
+        list: String,
+    },
     /// Nothing to probe.
     #[error("no allocator to follow in process {pid}: {why}")]
     NoAllocator {
@@ -71,6 +106,17 @@ pub struct Allocator {
     pub uncovered: Vec<String>,
 }
 
+/// Where and how a target is followed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Its place in the kernel's table.
+    pub(super) slot: u32,
+    /// Sampling mean in bytes.
+    pub(super) mean: u64,
+    /// How its probes are attached.
+    pub(super) method: Method,
+}
+
 /// A process under capture.
 pub struct Target {
     /// Its place in the kernel's table.
@@ -89,6 +135,7 @@ pub struct Target {
     pub allocators: Vec<Allocator>,
     /// How task ids are read.
     pub tasks: TaskIds,
+    method: Method,
     links: Vec<Links>,
     probed: HashSet<ModuleId>,
     refreshed: Instant,
@@ -99,39 +146,62 @@ impl Target {
     pub(super) fn attach(
         object: &mut Object,
         files: &mut Files,
+        quarantine: &Quarantine,
         process: Process,
-        slot: u32,
-        mean: u64,
-        method: Method,
+        place: Place,
     ) -> Result<Self, Refusal> {
         let pid = process.pid;
         check(&process)?;
         let gone = |error: anyhow::Error| {
-            if process.is_running() { Refusal::Other(format!("cannot follow process {pid}: {error:#}")) } else { Refusal::Gone(pid) }
+            if process.is_running() {
+                Refusal::Other(format!("cannot follow process {pid}: {error:#}"))
+            } else {
+                Refusal::Gone(pid)
+            }
         };
         let space = AddressSpace::load(object, files, pid).map_err(gone)?;
-        if space.code.iter().any(|code| code.file.as_ref().is_ok_and(|file| file.is_go)) {
+        if space
+            .code
+            .iter()
+            .any(|code| code.file.as_ref().is_ok_and(|file| file.is_go))
+        {
             return Err(Refusal::Go(pid));
+        }
+        let exe = process::exe_path(&process);
+        if let Some(entry) = space
+            .build_id(&exe)
+            .and_then(|build_id| quarantine.find(build_id))
+        {
+            return Err(Refusal::Quarantined {
+                pid,
+                signal: entry.signal,
+                when: entry.when.clone(),
+                list: quarantine.file().display().to_string(),
+            });
         }
         let tasks = current_task::find(pid, &space);
         let mut target = Self {
-            slot,
+            slot: place.slot,
             process: process.clone(),
             attached_ns: 0,
             detached_ns: None,
-            mean,
+            mean: place.mean,
             space,
             allocators: Vec::new(),
             tasks,
+            method: place.method,
             links: Vec::new(),
             probed: HashSet::new(),
             refreshed: Instant::now(),
         };
         target.publish(object).map_err(gone)?;
-        let attached = target.attach_new_files(object, method);
+        let attached = target.attach_new_files(object);
         target.attached_ns = kernel::monotonic_ns();
         match attached {
-            Ok(()) if target.links.is_empty() => Err(Refusal::NoAllocator { pid, why: target.why_none() }),
+            Ok(()) if target.links.is_empty() => Err(Refusal::NoAllocator {
+                pid,
+                why: target.why_none(),
+            }),
             // The pid could have gone to another process meanwhile.
             Ok(()) if !process.is_running() => Err(Refusal::Gone(pid)),
             Ok(()) => Ok(()),
@@ -167,8 +237,12 @@ impl Target {
                 bpf::update(object.map("TARGETS")?, &self.slot, &Slot::default())?;
                 bpf::delete(object.map("SLOTS")?, &pid)?;
                 bpf::delete(object.map("MAPPINGS")?, &pid)?;
-                bpf::delete_where(object.map("LIVE")?, |key: &BlockKey, _: &Block| key.tgid == pid)?;
-                bpf::delete_where(object.map("SITES")?, |_: &u64, site: &Site| site.tgid == pid)?;
+                bpf::delete_where(object.map("LIVE")?, |key: &BlockKey, _: &Block| {
+                    key.tgid == pid
+                })?;
+                bpf::delete_where(object.map("SITES")?, |_: &u64, site: &Site| {
+                    site.tgid == pid
+                })?;
             }
             Ok(())
         };
@@ -182,7 +256,8 @@ impl Target {
         let mut slot = self.slot_value(object)?;
         slot.mean = mean;
         // SAFETY: the map's own types.
-        unsafe { bpf::update(object.map("TARGETS")?, &self.slot, &slot) }.context("cannot set the sampling mean")
+        unsafe { bpf::update(object.map("TARGETS")?, &self.slot, &slot) }
+            .context("cannot set the sampling mean")
     }
 
     /// The kernel's view of the target.
@@ -192,7 +267,7 @@ impl Target {
 
     /// Looks at the mappings again, after the kernel met unknown code or the
     /// process ran another program.
-    pub(super) fn refresh(&mut self, object: &mut Object, files: &mut Files, method: Method) {
+    pub(super) fn refresh(&mut self, object: &mut Object, files: &mut Files) {
         if self.detached_ns.is_some() {
             return;
         }
@@ -201,16 +276,16 @@ impl Target {
         if !empty && self.refreshed.elapsed() < REFRESH_EVERY {
             return;
         }
-        self.look_again(object, files, method);
+        self.look_again(object, files);
     }
 
-    pub(super) fn refresh_if_due(&mut self, object: &mut Object, files: &mut Files, method: Method) {
+    pub(super) fn refresh_if_due(&mut self, object: &mut Object, files: &mut Files) {
         if self.detached_ns.is_none() && self.refreshed.elapsed() >= REFRESH_ANYWAY {
-            self.look_again(object, files, method);
+            self.look_again(object, files);
         }
     }
 
-    fn look_again(&mut self, object: &mut Object, files: &mut Files, method: Method) {
+    fn look_again(&mut self, object: &mut Object, files: &mut Files) {
         self.refreshed = Instant::now();
         let again = AddressSpace::load(object, files, self.process.pid).and_then(|space| {
             self.space = space;
@@ -221,7 +296,7 @@ impl Target {
                 // SAFETY: the map's own types.
                 unsafe { bpf::update(object.map("TARGETS")?, &self.slot, &slot) }?;
             }
-            self.attach_new_files(object, method)
+            self.attach_new_files(object)
         });
         if let Err(error) = again {
             // Most often the process has just ended, which is reported apart.
@@ -231,7 +306,12 @@ impl Target {
 
     /// Writes the target to the kernel's table, before any probe runs.
     fn publish(&self, object: &Object) -> Result<()> {
-        let slot = Slot { tgid: self.process.pid, epoch: 1, mean: self.mean, task_id: self.tasks.recipe };
+        let slot = Slot {
+            tgid: self.process.pid,
+            epoch: 1,
+            mean: self.mean,
+            task_id: self.tasks.recipe,
+        };
         // SAFETY: the maps' own types.
         unsafe {
             bpf::update(object.map("TARGETS")?, &self.slot, &slot)?;
@@ -241,7 +321,7 @@ impl Target {
     }
 
     /// Probes the files that appeared since the last time.
-    fn attach_new_files(&mut self, object: &mut Object, method: Method) -> Result<()> {
+    fn attach_new_files(&mut self, object: &mut Object) -> Result<()> {
         let mut fresh: Vec<Arc<CodeFile>> = Vec::new();
         for code in &self.space.code {
             if let Ok(file) = &code.file
@@ -258,7 +338,10 @@ impl Target {
             for family in &file.families {
                 for function in family.functions.iter().filter(|_| family.why_not.is_none()) {
                     let cookie = Cookie::new(self.slot, function.kind, function.may_nest).0;
-                    let point = Point { offset: function.offset, cookie };
+                    let point = Point {
+                        offset: function.offset,
+                        cookie,
+                    };
                     match function.kind {
                         FunctionKind::Free => points.freeing.push(point),
                         _ => points.allocating.push(point),
@@ -278,11 +361,11 @@ impl Target {
         if places.is_empty() {
             return Ok(());
         }
-        if method == Method::Perf {
+        if self.method == Method::Perf {
             limit_perf(&mut places);
         }
         let mut links = Links::default();
-        let attached = links.attach(object, method, self.process.pid, &places);
+        let attached = links.attach(object, self.method, self.process.pid, &places);
         self.links.push(links);
         attached
     }
@@ -292,7 +375,14 @@ impl Target {
         let reasons: Vec<String> = self
             .allocators
             .iter()
-            .filter_map(|allocator| Some(format!("{} in {}: {}", allocator.kind, allocator.module.display(), allocator.why_not.as_ref()?)))
+            .filter_map(|allocator| {
+                Some(format!(
+                    "{} in {}: {}",
+                    allocator.kind,
+                    allocator.module.display(),
+                    allocator.why_not.as_ref()?
+                ))
+            })
             .collect();
         if !reasons.is_empty() {
             return reasons.join("; ");
@@ -363,8 +453,20 @@ mod tests {
         let me = process();
         assert_eq!(check(&me), Err(Refusal::Itself(me.pid)));
         let other = Process { pid: 1, ..me };
-        assert_eq!(check(&Process { kernel_thread: true, ..other.clone() }), Err(Refusal::KernelThread(1)));
-        assert_eq!(check(&Process { zombie: true, ..other.clone() }), Err(Refusal::Gone(1)));
+        assert_eq!(
+            check(&Process {
+                kernel_thread: true,
+                ..other.clone()
+            }),
+            Err(Refusal::KernelThread(1))
+        );
+        assert_eq!(
+            check(&Process {
+                zombie: true,
+                ..other.clone()
+            }),
+            Err(Refusal::Gone(1))
+        );
         assert_eq!(check(&other), Ok(()));
     }
 

@@ -11,10 +11,26 @@ struct Need {
 
 /// Numbers from include/uapi/linux/capability.h.
 const NEEDS: [Need; 4] = [
-    Need { number: 39, name: "CAP_BPF", reason: "to load kernel programs" },
-    Need { number: 38, name: "CAP_PERFMON", reason: "to attach them" },
-    Need { number: 19, name: "CAP_SYS_PTRACE", reason: "to read the mappings of other users' processes" },
-    Need { number: 2, name: "CAP_DAC_READ_SEARCH", reason: "to read their files" },
+    Need {
+        number: 39,
+        name: "CAP_BPF",
+        reason: "to load kernel programs",
+    },
+    Need {
+        number: 38,
+        name: "CAP_PERFMON",
+        reason: "to attach them",
+    },
+    Need {
+        number: 19,
+        name: "CAP_SYS_PTRACE",
+        reason: "to read the mappings of other users' processes",
+    },
+    Need {
+        number: 2,
+        name: "CAP_DAC_READ_SEARCH",
+        reason: "to read their files",
+    },
 ];
 
 /// A sentence that names what is missing and the mend; `None` when all is
@@ -25,7 +41,9 @@ pub fn missing() -> Option<String> {
 }
 
 fn missing_of(status: &str) -> Option<String> {
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
     let held = u64::from_str_radix(effective.trim(), 16).ok()?;
     let missing: Vec<String> = NEEDS
         .iter()
@@ -35,7 +53,10 @@ fn missing_of(status: &str) -> Option<String> {
     if missing.is_empty() {
         return None;
     }
-    Some(format!("missing privileges: {}; run it as root, for example by sudo", missing.join(", ")))
+    Some(format!(
+        "missing privileges: {}; run it as root, for example by sudo",
+        missing.join(", ")
+    ))
 }
 
 #[cfg(test)]

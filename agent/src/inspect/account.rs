@@ -98,8 +98,15 @@ impl Account {
             at: self.observed,
             sites: sites.collect(),
             live: live.collect(),
-            anonymous_bytes: if self.ended { None } else { process::anonymous_bytes(self.id).ok() },
-            calls: Some(Calls { allocations: counts.allocations, frees: counts.frees }),
+            anonymous_bytes: if self.ended {
+                None
+            } else {
+                process::anonymous_bytes(self.id).ok()
+            },
+            calls: Some(Calls {
+                allocations: counts.allocations,
+                frees: counts.frees,
+            }),
         };
         self.ledger.observe(observation);
     }
@@ -110,8 +117,13 @@ impl Account {
         let seconds = then.elapsed().as_secs_f64().max(1e-3);
         self.looked = (Instant::now(), self.counts);
         self.load = Load {
-            calls_per_s: self.counts.allocations.saturating_sub(before.allocations) as f64 / seconds,
-            bytes_per_s: self.counts.allocated_bytes.saturating_sub(before.allocated_bytes) as f64 / seconds,
+            calls_per_s: self.counts.allocations.saturating_sub(before.allocations) as f64
+                / seconds,
+            bytes_per_s: self
+                .counts
+                .allocated_bytes
+                .saturating_sub(before.allocated_bytes) as f64
+                / seconds,
             table_use,
         };
         self.load

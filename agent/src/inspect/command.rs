@@ -46,7 +46,8 @@ impl Waiting {
                 libc::close(gate_copy);
                 let pid = libc::getpid().to_ne_bytes();
                 let mut go = 0u8;
-                if libc::write(pid_write.as_raw_fd(), pid.as_ptr().cast(), pid.len()) != pid.len() as isize
+                if libc::write(pid_write.as_raw_fd(), pid.as_ptr().cast(), pid.len())
+                    != pid.len() as isize
                     || libc::read(gate_read.as_raw_fd(), (&raw mut go).cast(), 1) != 1
                 {
                     return Err(io::Error::other("lingerscope gave up before the start"));
@@ -55,13 +56,21 @@ impl Waiting {
             });
         }
         // `spawn` returns only after the exec.
-        let spawner = thread::Builder::new().name("spawner".into()).spawn(move || command.spawn())?;
+        let spawner = thread::Builder::new()
+            .name("spawner".into())
+            .spawn(move || command.spawn())?;
         let mut pid = [0u8; 4];
         if let Err(error) = File::from(pid_read).read_exact(&mut pid) {
-            let reason = spawner.join().map_err(|_| anyhow!("the spawning thread failed"))?;
+            let reason = spawner
+                .join()
+                .map_err(|_| anyhow!("the spawning thread failed"))?;
             return Err(reason.err().unwrap_or(error)).context("cannot start the command");
         }
-        Ok(Self { pid: i32::from_ne_bytes(pid) as u32, gate, spawner })
+        Ok(Self {
+            pid: i32::from_ne_bytes(pid) as u32,
+            gate,
+            spawner,
+        })
     }
 
     /// Lets it exec.
@@ -69,7 +78,9 @@ impl Waiting {
     /// # Errors
     /// When the command cannot be executed.
     pub(super) fn release(self) -> Result<Child> {
-        File::from(self.gate).write_all(&[1]).context("cannot start the command")?;
+        File::from(self.gate)
+            .write_all(&[1])
+            .context("cannot start the command")?;
         self.spawner
             .join()
             .map_err(|_| anyhow!("the spawning thread failed"))?

@@ -50,7 +50,11 @@ mod tests {
     use agent_ebpf::logic::sampling::weight;
 
     fn load(calls_per_s: f64, size: f64) -> Load {
-        Load { calls_per_s, bytes_per_s: calls_per_s * size, table_use: 0.0 }
+        Load {
+            calls_per_s,
+            bytes_per_s: calls_per_s * size,
+            table_use: 0.0,
+        }
     }
 
     #[test]
@@ -64,13 +68,19 @@ mod tests {
         for (calls, size) in [(20_000.0, 64.0), (200_000.0, 100.0), (1e6, 4096.0)] {
             let mean = next_mean(1, load(calls, size));
             let records = calls / weight(size as u64, mean);
-            assert!((RECORDS_PER_SECOND * 0.8..RECORDS_PER_SECOND * 1.2).contains(&records), "{calls} {size}: {records}");
+            assert!(
+                (RECORDS_PER_SECOND * 0.8..RECORDS_PER_SECOND * 1.2).contains(&records),
+                "{calls} {size}: {records}"
+            );
         }
     }
 
     #[test]
     fn a_filling_table_coarsens() {
-        let full = Load { table_use: 0.6, ..load(100.0, 64.0) };
+        let full = Load {
+            table_use: 0.6,
+            ..load(100.0, 64.0)
+        };
         assert!(next_mean(1, full) > 1000);
         assert!(next_mean(COARSEST, full) <= COARSEST);
     }

@@ -14,18 +14,31 @@ pub(super) struct Progress {
 impl Progress {
     /// Speaks on standard error, if that is a terminal.
     pub(super) fn new() -> Self {
-        Self { terminal: io::stderr().is_terminal(), shown: false }
+        Self {
+            terminal: io::stderr().is_terminal(),
+            shown: false,
+        }
     }
 
     /// Shows how far the run is.
-    pub(super) fn show(&mut self, elapsed: Duration, total: Duration, processes: usize, calls_per_s: f64) {
+    pub(super) fn show(
+        &mut self,
+        elapsed: Duration,
+        total: Duration,
+        processes: usize,
+        calls_per_s: f64,
+    ) {
         if !self.terminal {
             return;
         }
         self.shown = true;
         let line = format!(
             "inspecting {processes} {}, {} of {} s, {calls_per_s:.0} allocations/s",
-            if processes == 1 { "process" } else { "processes" },
+            if processes == 1 {
+                "process"
+            } else {
+                "processes"
+            },
             elapsed.as_secs(),
             total.as_secs(),
         );

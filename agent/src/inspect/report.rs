@@ -40,16 +40,31 @@ impl Run {
     }
 
     /// Judges every account.
-    pub(super) fn document(self, capture: &Capture, mut accounts: Vec<Account>, skipped: Vec<Skipped>) -> Document {
+    pub(super) fn document(
+        self,
+        capture: &Capture,
+        mut accounts: Vec<Account>,
+        skipped: Vec<Skipped>,
+    ) -> Document {
         let now = (SystemTime::now(), kernel::monotonic_ns());
         // The clock of the observations, as a date.
         let date = |ns: u64| now.0 - std::time::Duration::from_nanos(now.1.saturating_sub(ns));
-        let started = accounts.iter().map(|account| account.attached_ns).min().map_or(self.started, date);
-        let duration = accounts.iter().map(|account| account.observed).max().unwrap_or_default();
+        let started = accounts
+            .iter()
+            .map(|account| account.attached_ns)
+            .min()
+            .map_or(self.started, date);
+        let duration = accounts
+            .iter()
+            .map(|account| account.observed)
+            .max()
+            .unwrap_or_default();
         accounts.sort_by_key(|account| account.attached_ns);
         let mut symbols = Symbols::new();
-        let mut processes: Vec<Process> =
-            accounts.iter().map(|account| describe(capture, account, &mut symbols)).collect();
+        let mut processes: Vec<Process> = accounts
+            .iter()
+            .map(|account| describe(capture, account, &mut symbols))
+            .collect();
         let cpu = own_cpu_seconds();
         for process in &mut processes {
             let open = process.capture.open_s;
@@ -58,9 +73,13 @@ impl Run {
         Document {
             schema: SCHEMA,
             lingerscope: env!("CARGO_PKG_VERSION"),
-            host: nix::unistd::gethostname().ok().map(|name| Text::name(name.as_encoded_bytes())),
+            host: nix::unistd::gethostname()
+                .ok()
+                .map(|name| Text::name(name.as_encoded_bytes())),
             kernel: Some(Text::name(kernel::release())),
-            started: jiff::Timestamp::try_from(started).map(|time| time.to_string()).unwrap_or_default(),
+            started: jiff::Timestamp::try_from(started)
+                .map(|time| time.to_string())
+                .unwrap_or_default(),
             duration_s: duration.as_secs_f64(),
             processes,
             skipped,
@@ -70,7 +89,10 @@ impl Run {
 
 /// Processor time of this program so far.
 fn own_cpu_seconds() -> f64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is a valid place for the result.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
@@ -91,16 +113,31 @@ fn describe(capture: &Capture, account: &Account, symbols: &mut Symbols) -> Proc
     let identity = Identity {
         pid: who.pid,
         start_time: who.start_time,
-        exe_basename: exe.file_name().map(|name| Text::name(name.as_encoded_bytes()).as_str().to_owned()).unwrap_or_default(),
+        exe_basename: exe
+            .file_name()
+            .map(|name| Text::name(name.as_encoded_bytes()).as_str().to_owned())
+            .unwrap_or_default(),
     };
     let context = Context {
         sampling_mean: account.coarsest,
-        limit: process::memory_limit(who).map(|(used_bytes, limit_bytes)| MemoryLimit { limit_bytes, used_bytes }),
+        limit: process::memory_limit(who).map(|(used_bytes, limit_bytes)| MemoryLimit {
+            limit_bytes,
+            used_bytes,
+        }),
     };
-    let outcome = analysis::findings(&account.ledger, &stacks, &identity, &context, &Settings::default());
+    let outcome = analysis::findings(
+        &account.ledger,
+        &stacks,
+        &identity,
+        &context,
+        &Settings::default(),
+    );
     let mut findings = outcome.findings;
     let mut not_leaks = outcome.not_leaks;
-    findings.iter_mut().chain(&mut not_leaks).for_each(name_tasks);
+    findings
+        .iter_mut()
+        .chain(&mut not_leaks)
+        .for_each(name_tasks);
     let (detection_limit_bytes_per_s, why_not) = match outcome.detection_limit {
         Ok(limit) => (Some(limit), None),
         Err(why) => (None, Some(Text::sentence(why))),
@@ -111,13 +148,15 @@ fn describe(capture: &Capture, account: &Account, symbols: &mut Symbols) -> Proc
         start_time: who.start_time,
         uid: Some(who.uid),
         comm: Text::name(&who.comm),
-        build_id: build_id(space, &exe),
+        build_id: space.build_id(&exe).map(str::to_owned),
         exe: (!exe.as_os_str().is_empty()).then(|| Text::name(exe.as_os_str().as_encoded_bytes())),
         cgroup: (!who.cgroup.is_empty()).then(|| Text::name(&who.cgroup)),
         unit: who.unit().map(Text::name),
         container_id: who.container_id().map(Text::name),
         command: account.command.clone(),
-        allocators: target.map(|target| target.allocators.iter().map(allocator).collect()).unwrap_or_default(),
+        allocators: target
+            .map(|target| target.allocators.iter().map(allocator).collect())
+            .unwrap_or_default(),
         capture: finding::Capture {
             mode: "trace",
             windows: 1,
@@ -133,16 +172,24 @@ fn describe(capture: &Capture, account: &Account, symbols: &mut Symbols) -> Proc
         why_not,
         rss: outcome.rss,
         explained_share: outcome.explained_share,
-        tokio: target.filter(|target| target.tasks.tokio).map(|target| Tokio {
-            runtimes: None,
-            tasks: None,
-            task_id: match (target.tasks.recipe.kind, findings.iter().chain(&not_leaks).any(|finding| !finding.tasks.is_empty())) {
-                (TaskIdRecipe::KIND_NONE, true) => "stack",
-                (TaskIdRecipe::KIND_NONE, false) => "none",
-                _ => "tls",
-            },
-            why_not: target.tasks.why_not.as_deref().map(Text::sentence),
-        }),
+        tokio: target
+            .filter(|target| target.tasks.tokio)
+            .map(|target| Tokio {
+                runtimes: None,
+                tasks: None,
+                task_id: match (
+                    target.tasks.recipe.kind,
+                    findings
+                        .iter()
+                        .chain(&not_leaks)
+                        .any(|finding| !finding.tasks.is_empty()),
+                ) {
+                    (TaskIdRecipe::KIND_NONE, true) => "stack",
+                    (TaskIdRecipe::KIND_NONE, false) => "none",
+                    _ => "tls",
+                },
+                why_not: target.tasks.why_not.as_deref().map(Text::sentence),
+            }),
         findings,
         not_leaks,
         sites: outcome.sites,
@@ -150,7 +197,11 @@ fn describe(capture: &Capture, account: &Account, symbols: &mut Symbols) -> Proc
 }
 
 fn resolve(stack: &ring::Stack, space: &AddressSpace, symbols: &mut Symbols) -> analysis::Stack {
-    let frames = stack.frames.iter().flat_map(|(address, exact)| symbols.frames(space, *address, *exact)).collect();
+    let frames = stack
+        .frames
+        .iter()
+        .flat_map(|(address, exact)| symbols.frames(space, *address, *exact))
+        .collect();
     let truncated = match stack.end {
         StackEnd::Complete => None,
         StackEnd::UnknownMapping => Some("its code lay in no known mapping"),
@@ -158,14 +209,23 @@ fn resolve(stack: &ring::Stack, space: &AddressSpace, symbols: &mut Symbols) -> 
         StackEnd::UnreadableStack => Some("the stack's memory could not be read"),
         StackEnd::TooDeep => Some("it has more frames than are kept"),
     };
-    analysis::Stack { frames, truncated: truncated.map(Text::sentence) }
+    analysis::Stack {
+        frames,
+        truncated: truncated.map(Text::sentence),
+    }
 }
 
 /// The future's name, from the stack's poll boundary.
 fn name_tasks(finding: &mut Finding) {
-    let names: Vec<&str> =
-        finding.site.frames.iter().filter_map(|frame| Some(frame.function.as_ref()?.as_str())).collect();
-    let Some(future) = boundary::future_name(&names) else { return };
+    let names: Vec<&str> = finding
+        .site
+        .frames
+        .iter()
+        .filter_map(|frame| Some(frame.function.as_ref()?.as_str()))
+        .collect();
+    let Some(future) = boundary::future_name(&names) else {
+        return;
+    };
     let name = Some(Text::symbol(&future.name));
     let location = finding
         .site
@@ -176,16 +236,16 @@ fn name_tasks(finding: &mut Finding) {
         .and_then(finding::Frame::location)
         .map(Text::sentence);
     if finding.tasks.is_empty() {
-        finding.tasks.push(Task { blocks: finding.live_blocks.value as u64, bytes: finding.live_bytes.value as u64, ..Task::default() });
+        finding.tasks.push(Task {
+            blocks: finding.live_blocks.value as u64,
+            bytes: finding.live_bytes.value as u64,
+            ..Task::default()
+        });
     }
     for task in &mut finding.tasks {
         task.name.clone_from(&name);
         task.location.clone_from(&location);
     }
-}
-
-fn build_id(space: &AddressSpace, exe: &Path) -> Option<String> {
-    space.code.iter().filter_map(|code| code.file.as_ref().ok()?.module.as_ref()).find(|module| module.path == exe)?.build_id.clone()
 }
 
 fn allocator(allocator: &crate::capture::target::Allocator) -> Allocator {
@@ -200,17 +260,26 @@ fn allocator(allocator: &crate::capture::target::Allocator) -> Allocator {
 /// Prints the document as the arguments ask.
 pub(super) fn print(document: &Document, args: &InspectArgs) -> Result<()> {
     if let Some(path) = &args.json_file {
-        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         let mut out = BufWriter::new(file);
         json::write(document, &mut out)
             .and_then(|()| out.flush())
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     let stdout = io::stdout();
-    let style = text::Style { colour: stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none() };
+    let style = text::Style {
+        colour: stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+    };
     let mut out = BufWriter::new(stdout.lock());
-    let printed = if args.json { json::write(document, &mut out) } else { text::write(document, style, &mut out) };
-    printed.and_then(|()| out.flush()).context("cannot write to standard output")?;
+    let printed = if args.json {
+        json::write(document, &mut out)
+    } else {
+        text::write(document, style, &mut out)
+    };
+    printed
+        .and_then(|()| out.flush())
+        .context("cannot write to standard output")?;
     if args.journal {
         send(document)?;
     }
@@ -239,11 +308,16 @@ pub(super) fn exit_code(document: &Document, args: &InspectArgs) -> u8 {
         return EXIT_FOUND;
     }
     let blind = document.processes.iter().any(|process| {
-        process.detection_limit_bytes_per_s.is_none_or(|limit| args.limit.is_some_and(|wanted| limit > wanted as f64))
+        process
+            .detection_limit_bytes_per_s
+            .is_none_or(|limit| args.limit.is_some_and(|wanted| limit > wanted as f64))
     });
     // A child of a command may live too briefly to say anything; a named
     // target may not.
-    if !document.skipped.is_empty() || document.processes.is_empty() || (args.limit.is_some() && blind) {
+    if !document.skipped.is_empty()
+        || document.processes.is_empty()
+        || (args.limit.is_some() && blind)
+    {
         return EXIT_INCONCLUSIVE;
     }
     EXIT_NOTHING

@@ -42,10 +42,18 @@ pub(super) fn select(pids: &[u32], units: &[String], names: &[String]) -> Result
         .collect();
     for unit in units {
         // systemd takes a name without a suffix for a service.
-        let wanted = if unit.contains('.') { unit.clone() } else { format!("{unit}.service") };
+        let wanted = if unit.contains('.') {
+            unit.clone()
+        } else {
+            format!("{unit}.service")
+        };
         selection.add_all(
-            running.iter().filter(|process| process.unit().as_deref() == Some(&wanted)),
-            &format!("no process runs in unit {wanted}: look for it with `systemctl status {wanted}`"),
+            running
+                .iter()
+                .filter(|process| process.unit().as_deref() == Some(&wanted)),
+            &format!(
+                "no process runs in unit {wanted}: look for it with `systemctl status {wanted}`"
+            ),
         );
     }
     for name in names {
@@ -65,7 +73,10 @@ impl Selection {
             return;
         }
         if self.processes.len() >= MAX_PROCESSES {
-            self.skip(Some(process.pid), &format!("more than {MAX_PROCESSES} processes were named: name fewer"));
+            self.skip(
+                Some(process.pid),
+                &format!("more than {MAX_PROCESSES} processes were named: name fewer"),
+            );
         } else {
             self.processes.push(process);
         }
@@ -84,7 +95,10 @@ impl Selection {
 
     /// Notes what cannot be inspected.
     pub(super) fn skip(&mut self, pid: Option<u32>, why: &str) {
-        self.skipped.push(Skipped { pid, why: Text::sentence(why) });
+        self.skipped.push(Skipped {
+            pid,
+            why: Text::sentence(why),
+        });
     }
 }
 
@@ -95,19 +109,42 @@ mod tests {
     #[test]
     fn finds_by_pid_and_name_once() {
         let me = Process::of(std::process::id()).unwrap();
-        let mut child = std::process::Command::new("sleep").arg("30").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("30")
+            .spawn()
+            .unwrap();
         let selection = select(&[child.id()], &[], &["sleep".to_owned()]).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(selection.processes.iter().filter(|p| p.pid == child.id()).count(), 1);
+        assert_eq!(
+            selection
+                .processes
+                .iter()
+                .filter(|p| p.pid == child.id())
+                .count(),
+            1
+        );
         assert!(selection.processes.iter().all(|p| p.pid != me.pid));
     }
 
     #[test]
     fn names_what_is_missing() {
-        let selection = select(&[4_000_000], &["no-such".to_owned()], &["no such name".to_owned()]).unwrap();
+        let selection = select(
+            &[4_000_000],
+            &["no-such".to_owned()],
+            &["no such name".to_owned()],
+        )
+        .unwrap();
         assert!(selection.processes.is_empty());
-        let reasons: Vec<&str> = selection.skipped.iter().map(|skipped| skipped.why.as_str()).collect();
-        assert!(reasons[0].contains("4000000") && reasons[1].contains("no-such.service") && reasons[2].contains("no such name"));
+        let reasons: Vec<&str> = selection
+            .skipped
+            .iter()
+            .map(|skipped| skipped.why.as_str())
+            .collect();
+        assert!(
+            reasons[0].contains("4000000")
+                && reasons[1].contains("no-such.service")
+                && reasons[2].contains("no such name")
+        );
     }
 }
