@@ -44,7 +44,7 @@ pub(crate) fn prepare(need: Need, no_install: bool) -> Result<Toolchain> {
 
 /// Finds everything, or says what is missing and which commands install it.
 fn only_look(need: Need) -> Result<Toolchain> {
-    let mut missing = packages::missing(need);
+    let missing = packages::missing(need);
     let rustc = Rustc::find();
     let linker = rustc
         .as_ref()
