@@ -1,0 +1,145 @@
+//! The same leaks on every allocator, linked in every way.
+
+use std::{path::PathBuf, thread, time::Duration};
+
+use anyhow::{Result, ensure};
+use libtest_mimic::Trial;
+
+use crate::{
+    inspection::Inspection,
+    lab,
+    leaks::{check, check_rate},
+    program::Program,
+    random::Random,
+    server::Server,
+    trial,
+    truth::Truth,
+};
+
+/// A build of the small leaking program: name, compiler, source, flags, and
+/// the allocator that is expected to be named.
+const BUILDS: [(&str, &str, &str, &[&str], &str); 8] = [
+    ("glibc", "cc", "leak.c", &[], "glibc"),
+    ("glibc_static", "cc", "leak.c", &["-static"], "glibc"),
+    ("musl", "musl-gcc", "leak.c", &[], "musl"),
+    ("musl_static", "musl-gcc", "leak.c", &["-static"], "musl"),
+    (
+        "jemalloc",
+        "cc",
+        "leak.c",
+        &["-Wl,--no-as-needed", "-l:libjemalloc.so.2"],
+        "jemalloc",
+    ),
+    (
+        "mimalloc",
+        "cc",
+        "leak.c",
+        &["-Wl,--no-as-needed", "-l:libmimalloc.so.2"],
+        "mimalloc",
+    ),
+    (
+        "tcmalloc",
+        "cc",
+        "leak.c",
+        &["-Wl,--no-as-needed", "-l:libtcmalloc_minimal.so.4"],
+        "tcmalloc",
+    ),
+    ("operator_new", "c++", "leak.cc", &[], ""),
+];
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let servers = ["server_jemalloc", "server_mimalloc"]
+        .into_iter()
+        .flat_map(|example| {
+            // The last one allocates with glibc in the same process.
+            ["map", "arc-cycle", "ffi"].into_iter().map(move |leak| {
+                trial(format!("allocators::{example}_{leak}"), move || {
+                    let mut random = lab::random(&format!("{example} {leak}"))?;
+                    let alone = Duration::from_secs_f64(random.share());
+                    let server = Server::start(example, &["--leak", leak], &mut random, alone)?;
+                    check(&server, &[])
+                })
+            })
+        });
+    let small = BUILDS
+        .into_iter()
+        .map(|(name, compiler, source, flags, kind)| {
+            trial(format!("allocators::c_{name}"), move || {
+                let path = lab::compile(compiler, source, flags, &format!("leak-{name}"))?;
+                let small = SmallLeak::start(&path, &mut lab::random(name)?)?;
+                small.check(&[], kind)
+            })
+        });
+    servers.chain(small).collect()
+}
+
+/// The small leaking program, plain C.
+pub(crate) fn plain() -> Result<PathBuf> {
+    lab::compile("cc", "leak.c", &[], "leak-glibc")
+}
+
+/// A running build of the small leaking program.
+pub(crate) struct SmallLeak {
+    pub(crate) program: Program,
+    truth: PathBuf,
+    drawn: String,
+}
+
+impl SmallLeak {
+    pub(crate) fn start(path: &std::path::Path, random: &mut Random) -> Result<Self> {
+        let rate = random.log_uniform(100, 1000);
+        let size = random.log_uniform(100_000 / rate, 4_000_000 / rate);
+        let truth = lab::fresh("truth")?;
+        let (rate, size) = (rate.to_string(), size.to_string());
+        let arguments = [&rate, &size, "60", &truth.to_string_lossy()];
+        let drawn = format!("{} {}", path.display(), arguments.join(" "));
+        let program = Program::start(path, &arguments)?;
+        thread::sleep(Duration::from_secs_f64(0.5 + random.share()));
+        Ok(Self {
+            program,
+            truth,
+            drawn,
+        })
+    }
+
+    /// Inspects it with further `arguments`: the leak is found, at its rate,
+    /// in an allocator called `kind`.
+    pub(crate) fn check(&self, arguments: &[&str], kind: &str) -> Result<()> {
+        let pid = self.program.pid();
+        let report = Inspection::of(pid, 6)?
+            .arguments(["--fail-on", "suspected"])
+            .arguments(arguments)
+            .run()?;
+        let about = format!("{}\n{report}", self.drawn);
+        ensure!(report.code() == Some(3), "not found: {about}");
+        let top = report.top(pid)?;
+        ensure!(
+            top.first_user_function().contains("leak_here"),
+            "not the top finding: {about}"
+        );
+        // The program writes its count at its own pace: wait for the line
+        // after the end.
+        thread::sleep(Duration::from_millis(500));
+        let (begin, end) = report.span()?;
+        check_rate(
+            top,
+            Truth::read(&self.truth)?.rate(begin, end)?,
+            false,
+            &about,
+        )?;
+        let allocators = report.process(pid)?["allocators"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        ensure!(
+            allocators.iter().any(|allocator| {
+                allocator["attached"] == true
+                    && allocator["kind"]
+                        .as_str()
+                        .is_some_and(|name| name.contains(kind))
+            }),
+            "no attached allocator {kind:?} in {allocators:?}: {about}"
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,69 @@
+//! Healthy programs are left alone.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use libtest_mimic::Trial;
+
+use crate::{
+    inspection::Inspection,
+    lab,
+    leaks::LEAKS,
+    server::{Server, lateness},
+    trial,
+};
+
+/// Long enough for three teeth of the saw.
+const WATCHED: u32 = 13;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let twins = LEAKS
+        .into_iter()
+        .chain(["none", "lru", "sawtooth", "slow-cache"])
+        .map(|work| {
+            trial(format!("healthy::{work}"), move || {
+                let mut random = lab::random(&format!("healthy::{work}"))?;
+                let late = lateness(&mut random);
+                quiet(&["--healthy", work], late)
+            })
+        });
+    let special = [
+        // Switched off, that is: its leak would begin long after the end.
+        trial("healthy::leak_switched_off", || {
+            quiet(
+                &["--leak", "map", "--delay", "1000"],
+                Duration::from_secs(1),
+            )
+        }),
+        // The burst comes while the server is watched, and after that nothing.
+        trial("healthy::burst-then-idle", || {
+            quiet(
+                &["--healthy", "burst-then-idle", "--delay", "4"],
+                Duration::from_secs(1),
+            )
+        }),
+    ];
+    twins.chain(special).collect()
+}
+
+fn quiet(arguments: &[&str], late: Duration) -> Result<()> {
+    let mut random = lab::random(&format!("{arguments:?}"))?;
+    let server = Server::start("server", arguments, &mut random, late)?;
+    let pid = server.program.pid();
+    let report = Inspection::of(pid, WATCHED)?.run()?;
+    let drawn = &server.drawn;
+    ensure!(
+        report
+            .findings(pid)?
+            .iter()
+            .all(|finding| !finding.is_sure()),
+        "{drawn}: a false alarm\n{report}"
+    );
+    ensure!(report.code() == Some(0), "{drawn}: exit status\n{report}");
+    let allocations = report.process(pid)?["capture"]["allocations"].as_u64();
+    ensure!(
+        allocations.is_some_and(|count| count > 0),
+        "{drawn}: nothing was observed\n{report}"
+    );
+    Ok(())
+}
