@@ -23,6 +23,10 @@ use crate::{
         memory::Memory,
         module::{Elf, Module, ModuleId},
     },
+    tokio_rt::{
+        current_task::FileRecipes,
+        tls::{self, WhyNot},
+    },
     unwind,
 };
 
@@ -79,6 +83,8 @@ pub struct CodeFile {
     pub families: Vec<FamilyProbes>,
     /// It holds the Go runtime.
     pub is_go: bool,
+    /// How to read Tokio's current task id; `None` for a file without Tokio.
+    pub task_ids: Option<FileRecipes>,
 }
 
 impl CodeFile {
@@ -160,6 +166,7 @@ impl Files {
             pieces,
             families: Vec::new(),
             is_go: false,
+            task_ids: None,
         });
         self.vdso = Some(Arc::clone(&file));
         Ok(file)
@@ -176,13 +183,13 @@ impl Files {
 
     fn read(&mut self, object: &Object, pid: u32, mapping: &Mapping) -> Result<CodeFile> {
         let module = Module::open(pid, mapping)?;
-        let (segments, table, families, is_go) = module.with_elf(|elf| {
+        let (segments, table, families, is_go, task_ids) = module.with_elf(|elf| {
             let table = unwind::compile(elf).unwrap_or_else(|error| {
                 tracing::debug!(file = %module.path.display(), error = %format_args!("{error:#}"), "no unwind rows");
                 unwind::Table::default()
             });
             let is_go = elf.section_by_name(".gopclntab").is_some();
-            Ok((segments(elf.elf_program_headers()), table, families(elf), is_go))
+            Ok((segments(elf.elf_program_headers()), table, families(elf), is_go, task_recipes(elf)))
         })?;
         let pieces = self.add_rows(object, &table.rows)?;
         tracing::debug!(file = %module.path.display(), rows = table.rows.len(), unsupported = table.unsupported, "unwind rows");
@@ -192,6 +199,7 @@ impl Files {
             pieces,
             families,
             is_go,
+            task_ids,
         })
     }
 }
@@ -257,4 +265,16 @@ fn families(elf: &Elf<'_>) -> Vec<FamilyProbes> {
             }
         })
         .collect()
+}
+
+/// Tokio's recipes; `None` where there is no Tokio, as in almost every file.
+fn task_recipes(elf: &Elf<'_>) -> Option<FileRecipes> {
+    let as_main = tls::recipe(elf, true);
+    if as_main == Err(WhyNot::NoTokio) {
+        return None;
+    }
+    Some(FileRecipes {
+        as_main,
+        as_library: tls::recipe(elf, false),
+    })
 }

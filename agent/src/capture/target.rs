@@ -179,7 +179,7 @@ impl Target {
                 list: quarantine.file().display().to_string(),
             });
         }
-        let tasks = current_task::find(pid, &space);
+        let tasks = current_task::find(pid, &exe, &space);
         let mut target = Self {
             slot: place.slot,
             process: process.clone(),
@@ -290,7 +290,11 @@ impl Target {
         let again = AddressSpace::load(object, files, self.process.pid).and_then(|space| {
             self.space = space;
             if self.tasks.recipe.kind == TaskIdRecipe::KIND_NONE {
-                self.tasks = current_task::find(self.process.pid, &self.space);
+                self.tasks = current_task::find(
+                    self.process.pid,
+                    &process::exe_path(&self.process),
+                    &self.space,
+                );
                 let mut slot = self.slot_value(object)?;
                 slot.task_id = self.tasks.recipe;
                 // SAFETY: the map's own types.
