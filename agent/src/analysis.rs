@@ -5,11 +5,13 @@
 //! document's model.
 
 mod estimate;
+mod growth;
 mod limit;
 mod process;
 mod report;
 mod shape;
 mod site;
+mod survival;
 mod words;
 
 use std::time::Duration;
@@ -20,6 +22,9 @@ use crate::{
 };
 
 pub use report::{Identity, Outcome, Stack, findings};
+
+/// Observations that a verdict needs at least.
+const LEAST_OBSERVATIONS: usize = 5;
 
 /// What decides over verdicts. The defaults are those of the product; each
 /// number says what it protects from.
@@ -91,6 +96,8 @@ pub struct Judgements<K> {
     pub detection_limit: Result<f64, String>,
     /// Anonymous memory over the run.
     pub rss: Option<Rss>,
+    /// Its growth in bytes per second, where it surely grew.
+    pub rss_growth: Option<Estimate>,
 }
 
 /// What one site was found to be.
@@ -133,7 +140,7 @@ pub fn judge<K: Ord + Clone>(
     settings: &Settings,
 ) -> Judgements<K> {
     let groups: Vec<(K, Group)> = ledger.groups(group_of).into_iter().collect();
-    let process = process::Process::of(ledger, &groups);
+    let process = process::Process::of(ledger);
     let mut sites: Vec<Judgement<K>> = groups
         .into_iter()
         .map(|(key, group)| site::judge(key, group, &process, context, settings))
@@ -150,8 +157,9 @@ pub fn judge<K: Ord + Clone>(
     });
     Judgements {
         sites,
-        detection_limit: limit::detection_limit(ledger, context, settings),
+        detection_limit: limit::detection_limit(&process, context, settings),
         rss: process.rss,
+        rss_growth: process.memory_growth(),
     }
 }
 

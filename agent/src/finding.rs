@@ -11,6 +11,7 @@
 mod escape;
 mod fingerprint;
 mod frame;
+pub mod units;
 mod verdict;
 
 use std::collections::BTreeMap;

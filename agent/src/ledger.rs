@@ -208,17 +208,24 @@ impl Ledger {
         for history in self.histories.values_mut() {
             history.close(&self.timeline);
         }
-        if self.histories.len() >= Self::MAX_HISTORIES {
-            // Stacks that hold nothing now and never held much make room.
-            let peak = self
-                .histories
-                .values()
-                .map(History::peak_bytes)
-                .fold(0.0, f64::max);
-            self.histories
-                .retain(|_, history| history.live_now() || history.peak_bytes() > peak / 1000.0);
-        }
+        self.make_room();
         self.live = live;
+    }
+
+    /// Lets go of stacks that hold nothing now, when there is no room left:
+    /// first of those that never held much, then of all.
+    fn make_room(&mut self) {
+        let peak = self
+            .histories
+            .values()
+            .map(History::peak_bytes)
+            .fold(0.0, f64::max);
+        for least in [peak / 1000.0, f64::INFINITY] {
+            if self.histories.len() >= Self::MAX_HISTORIES {
+                self.histories
+                    .retain(|_, history| history.live_now() || history.peak_bytes() > least);
+            }
+        }
     }
 
     /// The moments of observation.

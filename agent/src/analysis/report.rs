@@ -118,8 +118,27 @@ pub fn findings(
         .sort_by(|a, b| b.live_bytes.value.total_cmp(&a.live_bytes.value));
     outcome.sites.truncate(MAX_SITES);
     outcome.not_leaks.truncate(MAX_NOT_LEAKS);
+    outcome.explained_share = judgements
+        .rss_growth
+        .and_then(|growth| explained_share(&outcome.findings, growth));
     outcome.findings.truncate(MAX_FINDINGS);
     outcome
+}
+
+/// Leak rate of all findings over growth of the memory; above 1 where leaks
+/// fill memory that was free before.
+fn explained_share(findings: &[Finding], growth: Estimate) -> Option<Estimate> {
+    let sum = |bound: fn(&Estimate) -> f64| {
+        findings
+            .iter()
+            .map(|finding| bound(&finding.leak_bytes_per_s))
+            .sum::<f64>()
+    };
+    (!findings.is_empty()).then(|| Estimate {
+        value: sum(|rate| rate.value) / growth.value,
+        low: sum(|rate| rate.low) / growth.high,
+        high: sum(|rate| rate.high) / growth.low,
+    })
 }
 
 fn describe<K>(
