@@ -20,7 +20,7 @@ use crate::{
     ledger::StackId,
     output::{journald, json, text},
     symbols::Symbols,
-    tokio_rt::boundary,
+    tokio_rt::boundary::{self, Polled},
 };
 use agent_ebpf::abi::{heap::TaskIdRecipe, stack::StackEnd};
 
@@ -215,36 +215,43 @@ fn resolve(stack: &ring::Stack, space: &AddressSpace, symbols: &mut Symbols) -> 
     }
 }
 
-/// The future's name, from the stack's poll boundary.
+/// Names a finding's tasks by the future that its stack was polling.
 fn name_tasks(finding: &mut Finding) {
-    let names: Vec<&str> = finding
-        .site
-        .frames
+    let frames = &finding.site.frames;
+    let names: Vec<&str> = frames
         .iter()
         .filter_map(|frame| Some(frame.function.as_ref()?.as_str()))
         .collect();
-    let Some(future) = boundary::future_name(&names) else {
-        return;
+    let name = match boundary::polled(&names) {
+        Some(Polled::Future(name)) => name,
+        Some(Polled::Runtime) => "tokio's own work".to_owned(),
+        Some(Polled::Unnamed) | None => return,
     };
-    let name = Some(Text::symbol(&future.name));
-    let location = finding
-        .site
-        .frames
+    // The outermost frame of that name is where the future itself stands.
+    let location = frames
         .iter()
-        .filter(|frame| frame.function.is_some())
-        .nth(future.frame)
-        .and_then(finding::Frame::location)
-        .map(Text::sentence);
+        .rev()
+        .find(|frame| {
+            frame
+                .function
+                .as_ref()
+                .is_some_and(|function| function.as_str().contains(&name))
+        })
+        .and_then(finding::Frame::location);
     if finding.tasks.is_empty() {
+        let (blocks, bytes) = (
+            finding.live_blocks.value as u64,
+            finding.live_bytes.value as u64,
+        );
         finding.tasks.push(Task {
-            blocks: finding.live_blocks.value as u64,
-            bytes: finding.live_bytes.value as u64,
+            blocks,
+            bytes,
             ..Task::default()
         });
     }
     for task in &mut finding.tasks {
-        task.name.clone_from(&name);
-        task.location.clone_from(&location);
+        task.name = Some(Text::symbol(&name));
+        task.location = location.as_ref().map(Text::sentence);
     }
 }
 
