@@ -93,19 +93,30 @@ impl Symbols {
         let Some(module) = &file.module else {
             return vec![outline.clone()];
         };
-        let source = Source::Elf(Elf::new(module.descriptor_path()));
         // The file is chosen by the target: a fault in a parser costs a name.
         let answer = catch_unwind(AssertUnwindSafe(|| {
-            self.symbolizer
-                .symbolize_single(&source, Input::VirtOffset(linked))
-                .map(|symbolized| match symbolized {
-                    Symbolized::Sym(symbol) => spread(&symbol, outline),
-                    Symbolized::Unknown(_) => vec![outline.clone()],
-                })
+            let look = |debug_syms: bool| {
+                let mut elf = Elf::new(module.descriptor_path());
+                elf.debug_syms = debug_syms;
+                self.symbolizer
+                    .symbolize_single(&Source::Elf(elf), Input::VirtOffset(linked))
+            };
+            // Debug information knows inlined functions and lines, but often
+            // names functions without their path; the symbol table has that.
+            let name = look(false)?
+                .into_sym()
+                .map(|symbol| symbol.name.into_owned());
+            Ok(match look(true)? {
+                Symbolized::Sym(symbol) => spread(&symbol, name.as_deref(), outline),
+                Symbolized::Unknown(_) => vec![Frame {
+                    function: name.as_deref().map(|name| Text::symbol(without_hash(name))),
+                    ..outline.clone()
+                }],
+            })
         }));
         match answer {
             Ok(Ok(frames)) => frames,
-            Ok(Err(error)) => {
+            Ok::<blazesym::Result<_>, _>(Err(error)) => {
                 tracing::debug!(module = %module.path.display(), %error, "no symbol");
                 vec![outline.clone()]
             }
@@ -120,8 +131,9 @@ impl Default for Symbols {
     }
 }
 
-/// One symbol with the functions that were inlined at the address.
-fn spread(symbol: &Sym<'_>, outline: &Frame) -> Vec<Frame> {
+/// One symbol with the functions that were inlined at the address; `name` is
+/// its name in the symbol table.
+fn spread(symbol: &Sym<'_>, name: Option<&str>, outline: &Frame) -> Vec<Frame> {
     let frame = |name: &str, code: Option<&CodeInfo<'_>>, inlined: bool| Frame {
         function: Some(Text::symbol(without_hash(name))),
         file: code.map(|code| Text::name(code.to_path().as_os_str().as_encoded_bytes())),
@@ -135,7 +147,7 @@ fn spread(symbol: &Sym<'_>, outline: &Frame) -> Vec<Frame> {
         .rev()
         .map(|inlined| frame(&inlined.name, inlined.code_info.as_ref(), true))
         .chain(std::iter::once(frame(
-            &symbol.name,
+            name.unwrap_or(&symbol.name),
             symbol.code_info.as_deref(),
             false,
         )))

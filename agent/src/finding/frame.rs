@@ -6,7 +6,7 @@ mod runtime;
 use serde::Serialize;
 
 use super::Text;
-use runtime::{is_allocator_frame, is_runtime_function, is_runtime_module};
+use runtime::{is_allocator_frame, is_runtime_function, is_runtime_module, is_runtime_source};
 
 /// One function of a stack.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -66,9 +66,19 @@ pub fn user_frames(frames: &[Frame]) -> Vec<&Frame> {
 }
 
 /// The names that group stacks into one site: the labels of its
-/// [`user_frames`]. Two stacks with the same list are the same site.
+/// [`user_frames`], without inlined ones, which only debug information shows:
+/// a site is the same with it and without. Two stacks with the same list are
+/// the same site.
 pub fn user_functions(frames: &[Frame]) -> Vec<String> {
-    user_frames(frames).into_iter().map(Frame::label).collect()
+    let standing: Vec<Frame> = frames
+        .iter()
+        .filter(|frame| !frame.inlined)
+        .cloned()
+        .collect();
+    user_frames(&standing)
+        .into_iter()
+        .map(Frame::label)
+        .collect()
 }
 
 /// Whether a frame is neither allocator nor runtime.
@@ -78,6 +88,13 @@ pub fn is_user_frame(frame: &Frame) -> bool {
             .module
             .as_ref()
             .is_some_and(|module| is_runtime_module(module.basename()))
+    {
+        return false;
+    }
+    if frame
+        .file
+        .as_ref()
+        .is_some_and(|file| is_runtime_source(file.as_str()))
     {
         return false;
     }

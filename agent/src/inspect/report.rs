@@ -218,8 +218,9 @@ fn resolve(stack: &ring::Stack, space: &AddressSpace, symbols: &mut Symbols) -> 
 /// Names a finding's tasks by the future that its stack was polling.
 fn name_tasks(finding: &mut Finding) {
     let frames = &finding.site.frames;
-    let names: Vec<&str> = frames
-        .iter()
+    // Inlined functions have no full names.
+    let standing = frames.iter().filter(|frame| !frame.inlined);
+    let names: Vec<&str> = standing
         .filter_map(|frame| Some(frame.function.as_ref()?.as_str()))
         .collect();
     let name = match boundary::polled(&names) {
@@ -227,17 +228,10 @@ fn name_tasks(finding: &mut Finding) {
         Some(Polled::Runtime) => "tokio's own work".to_owned(),
         Some(Polled::Unnamed) | None => return,
     };
-    // The outermost frame of that name is where the future itself stands.
-    let location = frames
-        .iter()
-        .rev()
-        .find(|frame| {
-            frame
-                .function
-                .as_ref()
-                .is_some_and(|function| function.as_str().contains(&name))
-        })
-        .and_then(finding::Frame::location);
+    // The outermost of the user's frames is the future itself.
+    let location = finding::user_frames(frames)
+        .last()
+        .and_then(|frame| frame.location());
     if finding.tasks.is_empty() {
         let (blocks, bytes) = (
             finding.live_blocks.value as u64,

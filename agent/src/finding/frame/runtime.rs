@@ -310,3 +310,53 @@ pub(super) fn is_runtime_function(name: &str) -> bool {
     // A task that is run under a tracing span.
     RUNTIME_CRATES.contains(&first) || owner.starts_with("tracing::instrument::")
 }
+
+/// Whether a source file belongs to the standard library or to a runtime
+/// crate. Debug information often names an inlined function without its path;
+/// then only the file tells whose it is.
+pub(super) fn is_runtime_source(file: &str) -> bool {
+    if file.contains("/rustlib/src/rust/library/") || file.starts_with("/rustc/") {
+        return true;
+    }
+    // …/registry/src/INDEX/NAME-VERSION/src/lib.rs
+    let Some((_, rest)) = file.split_once("/registry/src/") else {
+        return false;
+    };
+    let Some(folder) = rest.split('/').nth(1) else {
+        return false;
+    };
+    let name = folder
+        .match_indices('-')
+        .find(|(at, _)| {
+            folder
+                .as_bytes()
+                .get(at + 1)
+                .is_some_and(u8::is_ascii_digit)
+        })
+        .map_or(folder, |(at, _)| folder.get(..at).unwrap_or(folder));
+    RUNTIME_CRATES.contains(&name.replace('-', "_").as_str())
+}
+
+#[cfg(test)]
+mod source_tests {
+    use super::*;
+
+    #[test]
+    fn files_tell_whose_code_it_is() {
+        for runtime in [
+            "/rustc/59807616/library/core/src/ops/function.rs",
+            "/root/.rustup/toolchains/x/lib/rustlib/src/rust/library/alloc/src/vec/mod.rs",
+            "/root/.cargo/registry/src/index.crates.io-1949/tokio-1.54.1/src/runtime/task/raw.rs",
+            "/c/registry/src/i/futures-util-0.3.31/src/lib.rs",
+        ] {
+            assert!(is_runtime_source(runtime), "{runtime}");
+        }
+        for user in [
+            "/home/a/server/src/main.rs",
+            "/c/registry/src/i/some-crate-1.0.0/src/lib.rs",
+            "./malloc/malloc.c",
+        ] {
+            assert!(!is_runtime_source(user), "{user}");
+        }
+    }
+}
