@@ -9,9 +9,8 @@ pub(crate) fn run(no_install: bool) -> Result<()> {
         bail!("agent/benches/cost.rs is not there yet: there is nothing to measure");
     }
     let tools = setup::prepare(Need::Build, no_install)?;
-    let lingerscope = build::agent(&tools, true)?;
-    let mut build = shell::cargo();
-    build.args(["bench", "-p", "lingerscope", "--bench", "cost", "--no-run"]);
-    let cost = build::executable(&mut build, "cost")?;
+    let programs = build::agent_and(&tools, &["--bench", "cost"])?;
+    let lingerscope = programs.path("lingerscope")?;
+    let cost = programs.path("cost")?;
     shell::run(shell::as_root(cost, &[("LINGERSCOPE_BIN", lingerscope.as_ref())])?.arg("--bench"))
 }

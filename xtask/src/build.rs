@@ -33,45 +33,67 @@ pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
 }
 
 /// Builds both halves; the path of the program.
-pub(crate) fn agent(tools: &Toolchain, release: bool) -> Result<PathBuf> {
+fn agent(tools: &Toolchain, release: bool) -> Result<PathBuf> {
     object::build(tools)?;
-    let mut build = shell::cargo();
-    build.args(["build", "-p", "lingerscope", "--bin", "lingerscope"]);
+    let mut cargo = shell::cargo();
+    cargo.args(["build", "-p", "lingerscope", "--bin", "lingerscope"]);
     if release {
-        build.arg("--release");
+        cargo.arg("--release");
     }
-    executable(&mut build, "lingerscope")
+    Programs::build(&mut cargo)?.path("lingerscope")
 }
 
-/// Runs a cargo build; the path of one of the programs that it made.
-pub(crate) fn executable(build: &mut Command, name: &str) -> Result<PathBuf> {
-    let made = executables(build)?;
-    let found = made.into_iter().find(|(target, _)| target == name);
-    found
-        .map(|(_, path)| path)
-        .with_context(|| format!("cargo has built no program named {name}"))
+/// Builds both halves for release, and more targets of the agent's package.
+/// One cargo command does it: examples and tests ask more of some libraries,
+/// which would otherwise be built a second time.
+pub(crate) fn agent_and(tools: &Toolchain, targets: &[&str]) -> Result<Programs> {
+    object::build(tools)?;
+    let mut cargo = shell::cargo();
+    cargo
+        .args([
+            "build",
+            "--release",
+            "-p",
+            "lingerscope",
+            "--bin",
+            "lingerscope",
+        ])
+        .args(targets);
+    Programs::build(&mut cargo)
 }
 
-/// Runs a cargo build; name and path of each program that it made. Cargo is
+/// What a cargo command has built: name and path of each program. Cargo is
 /// asked, because the target directory can be configured in many places.
-fn executables(build: &mut Command) -> Result<Vec<(String, PathBuf)>> {
-    build
-        .arg("--message-format=json-render-diagnostics")
-        .stderr(Stdio::inherit());
-    shell::print(build);
-    let output = build.output().context("cannot start cargo")?;
-    shell::succeeded(build, output.status)?;
-    let mut made = Vec::new();
-    for line in String::from_utf8_lossy(&output.stdout).lines() {
-        let message =
-            Value::parse(line).with_context(|| format!("unexpected message of cargo: {line}"))?;
-        let executable = message.get("executable").text();
-        if !executable.is_empty() {
-            made.push((
-                message.get("target").get("name").text().to_owned(),
-                executable.into(),
-            ));
+pub(crate) struct Programs(Vec<(String, PathBuf)>);
+
+impl Programs {
+    fn build(cargo: &mut Command) -> Result<Self> {
+        cargo
+            .arg("--message-format=json-render-diagnostics")
+            .stderr(Stdio::inherit());
+        shell::print(cargo);
+        let output = cargo.output().context("cannot start cargo")?;
+        shell::succeeded(cargo, output.status)?;
+        let mut made = Vec::new();
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let message = Value::parse(line)
+                .with_context(|| format!("unexpected message of cargo: {line}"))?;
+            let executable = message.get("executable").text();
+            if !executable.is_empty() {
+                made.push((
+                    message.get("target").get("name").text().to_owned(),
+                    executable.into(),
+                ));
+            }
         }
+        Ok(Self(made))
     }
-    Ok(made)
+
+    /// The program of this name.
+    pub(crate) fn path(&self, name: &str) -> Result<PathBuf> {
+        let found = self.0.iter().find(|(target, _)| target == name);
+        found
+            .map(|(_, path)| path.clone())
+            .with_context(|| format!("cargo has built no program named {name}"))
+    }
 }

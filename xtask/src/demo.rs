@@ -44,17 +44,9 @@ impl Drop for Server {
 pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
     let start = Instant::now();
     let tools = setup::prepare(Need::Build, no_install)?;
-    let lingerscope = build::agent(&tools, true)?;
-    let mut example = shell::cargo();
-    example.args([
-        "build",
-        "--release",
-        "-p",
-        "lingerscope",
-        "--example",
-        "server",
-    ]);
-    let server = build::executable(&mut example, "server")?;
+    let programs = build::agent_and(&tools, &["--example", "server"])?;
+    let lingerscope = programs.path("lingerscope")?;
+    let server = programs.path("server")?;
 
     let directory = shell::root().join("target/demo");
     fs::create_dir_all(&directory)

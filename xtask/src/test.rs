@@ -1,11 +1,16 @@
 //! `cargo xtask test`: every check, the host tests, and the live tests with
 //! real probes. Only the built live test binary runs as root.
 
-use std::{ffi::OsStr, path::Path, time::Instant};
+use std::{ffi::OsStr, time::Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::{build, check, packages::Need, setup, shell};
+use crate::{
+    build::{self, Programs},
+    check,
+    packages::Need,
+    setup, shell,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -25,39 +30,30 @@ pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
     let tools = setup::prepare(Need::Test, no_install)?;
     // First of all, because everything of the agent's is built anew when the
     // object changes.
-    let lingerscope = build::agent(&tools, true)?;
+    let mut targets = vec!["--features", "live", "--examples"];
+    if has_live_tests() {
+        targets.extend(["--test", "live"]);
+    } else {
+        eprintln!("test: agent/live is not there yet, so nothing is tested with real probes");
+    }
+    let programs = build::agent_and(&tools, &targets)?;
     if !options.live_only {
         check::with_compiler(&tools)?;
         eprintln!("test: checks passed after {} s", start.elapsed().as_secs());
         shell::run(shell::cargo().args(["test", "--workspace"]))?;
     }
-    live(&lingerscope, &options.live_arguments)?;
-    eprintln!(
-        "test: everything passed after {} s",
-        start.elapsed().as_secs()
-    );
+    if has_live_tests() {
+        eprintln!(
+            "test: live tests start after {} s",
+            start.elapsed().as_secs()
+        );
+        live(&programs, &options.live_arguments)?;
+    }
     Ok(())
 }
 
-fn live(lingerscope: &Path, arguments: &[String]) -> Result<()> {
-    if !has_live_tests() {
-        eprintln!("test: agent/live is not there yet, so nothing was tested with real probes");
-        return Ok(());
-    }
-    shell::run(shell::cargo().args(["build", "--release", "-p", "lingerscope", "--examples"]))?;
-    let mut build = shell::cargo();
-    build.args([
-        "test",
-        "--release",
-        "-p",
-        "lingerscope",
-        "--features",
-        "live",
-        "--test",
-        "live",
-        "--no-run",
-    ]);
-    let runner = build::executable(&mut build, "live")?;
+fn live(programs: &Programs, arguments: &[String]) -> Result<()> {
+    let lingerscope = programs.path("lingerscope")?;
     let examples = lingerscope
         .parent()
         .context("the program has no directory")?
@@ -66,10 +62,10 @@ fn live(lingerscope: &Path, arguments: &[String]) -> Result<()> {
         ("LINGERSCOPE_BIN", lingerscope.as_ref()),
         ("LINGERSCOPE_EXAMPLES", examples.as_ref()),
     ];
-    shell::run(shell::as_root(runner, &variables)?.args(arguments))
+    shell::run(shell::as_root(programs.path("live")?, &variables)?.args(arguments))
 }
 
 /// Whether the live tests are part of this tree.
-pub(crate) fn has_live_tests() -> bool {
+fn has_live_tests() -> bool {
     shell::root().join("agent/live").is_dir()
 }
