@@ -12,5 +12,7 @@ pub(crate) fn run(no_install: bool) -> Result<()> {
     let programs = build::agent_and(&tools, &["--bench", "cost"])?;
     let lingerscope = programs.path("lingerscope")?;
     let cost = programs.path("cost")?;
-    shell::run(shell::as_root(cost, &[("LINGERSCOPE_BIN", lingerscope.as_ref())])?.arg("--bench"))
+    shell::run(
+        shell::as_root(cost, &[("LINGERSCOPE_BIN", lingerscope.into_os_string())])?.arg("--bench"),
+    )
 }

@@ -50,8 +50,14 @@ const TABLE: &[Row] = &[
     Row {
         apt: &["make"],
         sign: Sign::Program("make"),
-        need: Need::Build,
+        need: Need::Test,
         reason: "builds jemalloc for an example",
+    },
+    Row {
+        apt: &["binutils"],
+        sign: Sign::Program("objcopy"),
+        need: Need::Test,
+        reason: "strips test programs and renames their symbols",
     },
     Row {
         apt: &["musl-tools"],
@@ -164,7 +170,7 @@ pub(crate) fn has_apt() -> bool {
 fn commands(missing: &[Missing]) -> Result<[Command; 2]> {
     let mut update = shell::as_root("apt-get", &[])?;
     update.args(["update", "-qq"]);
-    let mut install = shell::as_root("apt-get", &[("DEBIAN_FRONTEND", "noninteractive".as_ref())])?;
+    let mut install = shell::as_root("apt-get", &[("DEBIAN_FRONTEND", "noninteractive".into())])?;
     install
         .args(["install", "-y", "-qq", "--no-install-recommends"])
         // Another compiler package must not be pushed out for ours.

@@ -171,10 +171,13 @@ fn is_root() -> bool {
 
 /// The program as root: as it is for root, through sudo for others.
 /// Variables are passed by `env`, because sudo clears them.
-pub(crate) fn as_root(program: impl AsRef<OsStr>, variables: &[(&str, &OsStr)]) -> Result<Command> {
+pub(crate) fn as_root(
+    program: impl AsRef<OsStr>,
+    variables: &[(&str, OsString)],
+) -> Result<Command> {
     if is_root() {
         let mut direct = command(program);
-        direct.envs(variables.iter().copied());
+        direct.envs(variables.iter().map(|(name, value)| (name, value)));
         return Ok(direct);
     }
     if which("sudo").is_none() {

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every check, the host tests, and the live tests with
 //! real probes. Only the built live test binary runs as root.
 
-use std::{ffi::OsStr, time::Instant};
+use std::{env, time::Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -58,10 +58,12 @@ fn live(programs: &Programs, arguments: &[String]) -> Result<()> {
         .parent()
         .context("the program has no directory")?
         .join("examples");
-    let variables: [(&str, &OsStr); 2] = [
-        ("LINGERSCOPE_BIN", lingerscope.as_ref()),
-        ("LINGERSCOPE_EXAMPLES", examples.as_ref()),
+    let mut variables = vec![
+        ("LINGERSCOPE_BIN", lingerscope.into_os_string()),
+        ("LINGERSCOPE_EXAMPLES", examples.into_os_string()),
     ];
+    // sudo would drop what repeats the draws of an earlier run.
+    variables.extend(env::var_os("LINGERSCOPE_SEED").map(|seed| ("LINGERSCOPE_SEED", seed)));
     shell::run(shell::as_root(programs.path("live")?, &variables)?.args(arguments))
 }
 
