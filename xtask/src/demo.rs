@@ -59,7 +59,7 @@ pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
 
     let server = start_server(&server, &options.leak, &directory.join("truth.json"))?;
     let pid = server.0.id().to_string();
-    let mut inspect = shell::as_root(&lingerscope, &[])?;
+    let mut inspect = shell::as_root(&lingerscope, &[]);
     inspect
         .args(["inspect", "-p", &pid, "--for", WATCHED, "--json-file"])
         .arg(&document);

@@ -167,33 +167,33 @@ pub(crate) fn has_apt() -> bool {
 }
 
 /// The two commands that install these packages.
-fn commands(missing: &[Missing]) -> Result<[Command; 2]> {
-    let mut update = shell::as_root("apt-get", &[])?;
+fn commands(missing: &[Missing]) -> [Command; 2] {
+    let mut update = shell::as_root("apt-get", &[]);
     update.args(["update", "-qq"]);
-    let mut install = shell::as_root("apt-get", &[("DEBIAN_FRONTEND", "noninteractive".into())])?;
+    let mut install = shell::as_root("apt-get", &[("DEBIAN_FRONTEND", "noninteractive".into())]);
     install
         .args(["install", "-y", "-qq", "--no-install-recommends"])
         // Another compiler package must not be pushed out for ours.
         .arg("--no-remove")
         .args(["-o", "DPkg::Lock::Timeout=300"])
         .args(missing.iter().map(Missing::name));
-    Ok([update, install])
+    [update, install]
 }
 
 /// Says what is installed and why, and does it.
 pub(crate) fn install(missing: &[Missing]) -> Result<()> {
     if !has_apt() {
-        advise(missing)?;
+        advise(missing);
         bail!("something is missing, and only apt can be asked to install it");
     }
     eprintln!("setup: installing packages of the system:");
     explain(missing);
-    let [mut update, _] = commands(missing)?;
+    let [mut update, _] = commands(missing);
     if let Err(why) = shell::run(&mut update) {
         eprintln!("setup: {why:#}; going on with the package lists that are there");
     }
     // Only now is it known which names apt knows.
-    let [_, mut install] = commands(missing)?;
+    let [_, mut install] = commands(missing);
     shell::run(&mut install)
         .context("apt could not install what is missing; the lines above say why")
 }
@@ -206,18 +206,17 @@ fn explain(missing: &[Missing]) {
 }
 
 /// Says what to install, where that is left to the user.
-pub(crate) fn advise(missing: &[Missing]) -> Result<()> {
+pub(crate) fn advise(missing: &[Missing]) {
     eprintln!("setup: missing:");
     explain(missing);
     if has_apt() {
         eprintln!("setup: install them with");
-        commands(missing)?.iter().for_each(shell::print);
+        commands(missing).iter().for_each(shell::print);
     } else {
         eprintln!(
             "setup: these are Debian's names; install the same with your system's package manager"
         );
     }
-    Ok(())
 }
 
 #[cfg(test)]

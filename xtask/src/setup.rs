@@ -77,7 +77,7 @@ fn advise(mut missing: Vec<Missing>, rustc: Result<Rustc>, wants_linker: bool) -
         missing.push(llvm_package(assumed));
     }
     if !missing.is_empty() {
-        packages::advise(&missing)?;
+        packages::advise(&missing);
     }
     if wants_linker {
         let (llvm, prefix) = llvm.unwrap_or((assumed, format!("/usr/lib/llvm-{assumed}").into()));

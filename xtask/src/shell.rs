@@ -150,7 +150,11 @@ pub(crate) fn succeeded(command: &Command, status: ExitStatus) -> Result<()> {
 }
 
 fn cannot_start(command: &Command) -> String {
-    format!("cannot start {}", command.get_program().to_string_lossy())
+    let program = command.get_program();
+    if program == "sudo" && which("sudo").is_none() {
+        return "this needs root, and there is no sudo here: run the same cargo xtask command as root".to_owned();
+    }
+    format!("cannot start {}", program.display())
 }
 
 /// The program of this name in PATH.
@@ -171,20 +175,11 @@ fn is_root() -> bool {
 
 /// The program as root: as it is for root, through sudo for others.
 /// Variables are passed by `env`, because sudo clears them.
-pub(crate) fn as_root(
-    program: impl AsRef<OsStr>,
-    variables: &[(&str, OsString)],
-) -> Result<Command> {
+pub(crate) fn as_root(program: impl AsRef<OsStr>, variables: &[(&str, OsString)]) -> Command {
     if is_root() {
         let mut direct = command(program);
         direct.envs(variables.iter().map(|(name, value)| (name, value)));
-        return Ok(direct);
-    }
-    if which("sudo").is_none() {
-        bail!(
-            "{} needs root, and there is no sudo here: run this command as root",
-            program.as_ref().display()
-        );
+        return direct;
     }
     let mut elevated = command("sudo");
     if !variables.is_empty() {
@@ -197,7 +192,7 @@ pub(crate) fn as_root(
         }
     }
     elevated.arg(program);
-    Ok(elevated)
+    elevated
 }
 
 #[cfg(test)]

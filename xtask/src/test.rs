@@ -64,7 +64,7 @@ fn live(programs: &Programs, arguments: &[String]) -> Result<()> {
     ];
     // sudo would drop what repeats the draws of an earlier run.
     variables.extend(env::var_os("LINGERSCOPE_SEED").map(|seed| ("LINGERSCOPE_SEED", seed)));
-    shell::run(shell::as_root(programs.path("live")?, &variables)?.args(arguments))
+    shell::run(shell::as_root(programs.path("live")?, &variables).args(arguments))
 }
 
 /// Whether the live tests are part of this tree.
