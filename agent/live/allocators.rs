@@ -1,8 +1,8 @@
 //! The same leaks on every allocator, linked in every way.
 
-use std::{path::PathBuf, thread, time::Duration};
+use std::{path::PathBuf, process::Command, thread, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 
 use crate::{
@@ -70,7 +70,39 @@ pub(crate) fn trials() -> Vec<Trial> {
                 small.check(&[], kind)
             })
         });
-    servers.chain(small).collect()
+    servers
+        .chain(small)
+        .chain([trial("allocators::stripped_program", stripped)])
+        .collect()
+}
+
+/// Without any symbol: module and offset, which a debug file resolves.
+fn stripped() -> Result<()> {
+    let path = lab::path("leak-stripped")?;
+    if !path.exists() {
+        lab::run(Command::new("strip").arg(plain()?).arg("-o").arg(&path))?;
+    }
+    let small = SmallLeak::start(&path, &mut lab::random("stripped")?)?;
+    let pid = small.program.pid();
+    let report = Inspection::of(pid, 4)?
+        .arguments(["--fail-on", "suspected"])
+        .run()?;
+    report.expect_code(&[3])?;
+    let frames = report.top(pid)?.0["site"]["frames"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let own = frames.iter().find(|frame| {
+        frame["module"]
+            .as_str()
+            .is_some_and(|module| module.ends_with("leak-stripped"))
+    });
+    let own = own.with_context(|| format!("no frame in the program: {frames:?}\n{report}"))?;
+    ensure!(
+        !own["offset"].is_null() && !own["build_id"].is_null(),
+        "{own}\n{report}"
+    );
+    Ok(())
 }
 
 /// The small leaking program, plain C.

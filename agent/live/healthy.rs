@@ -35,6 +35,7 @@ pub(crate) fn trials() -> Vec<Trial> {
                 Duration::from_secs(1),
             )
         }),
+        trial("healthy::limit_out_of_reach", limit_out_of_reach),
         // The burst comes while the server is watched, and after that nothing.
         trial("healthy::burst-then-idle", || {
             quiet(
@@ -60,10 +61,39 @@ fn quiet(arguments: &[&str], late: Duration) -> Result<()> {
         "{drawn}: a false alarm\n{report}"
     );
     ensure!(report.code() == Some(0), "{drawn}: exit status\n{report}");
+    // "Nothing found" says what would have been.
+    let process = report.process(pid)?;
+    ensure!(
+        process["detection_limit_bytes_per_s"]
+            .as_f64()
+            .is_some_and(|limit| limit > 0.0),
+        "{drawn}: no detection limit\n{report}"
+    );
+    let text = String::from_utf8_lossy(&report.text);
+    ensure!(
+        text.contains("no leak above"),
+        "{drawn}: the text names no limit: {text}\n{report}"
+    );
     let allocations = report.process(pid)?["capture"]["allocations"].as_u64();
     ensure!(
         allocations.is_some_and(|count| count > 0),
         "{drawn}: nothing was observed\n{report}"
+    );
+    Ok(())
+}
+
+/// Nothing found, but not as finely as asked for: inconclusive.
+fn limit_out_of_reach() -> Result<()> {
+    let mut random = lab::random("limit")?;
+    let server = Server::start("server", &[], &mut random, Duration::ZERO)?;
+    let inspection = Inspection::of(server.program.pid(), 3)?;
+    let report = inspection
+        .arguments(["--limit", "1", "--sample", "64KiB"])
+        .run()?;
+    report.expect_code(&[4])?;
+    ensure!(
+        report.message().contains("limit"),
+        "it does not say why\n{report}"
     );
     Ok(())
 }

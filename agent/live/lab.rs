@@ -95,21 +95,24 @@ pub(crate) fn fresh(name: &str) -> Result<PathBuf> {
     path(&format!("{}-{name}", NEXT.fetch_add(1, Ordering::Relaxed)))
 }
 
-/// An example as distributions ship programs: symbols, but no debug
-/// information.
-pub(crate) fn plain_example(name: &str) -> Result<PathBuf> {
+/// An example as cargo has built it.
+pub(crate) fn example(name: &str) -> Result<PathBuf> {
     let built = lab()?.examples.join(name);
     ensure!(
         built.is_file(),
         "{} is not there: cargo build --release -p lingerscope --features live --examples",
         built.display()
     );
+    Ok(built)
+}
+
+/// An example as distributions ship programs: symbols, but no debug
+/// information.
+pub(crate) fn plain_example(name: &str) -> Result<PathBuf> {
     let plain = path(name)?;
     if !plain.exists() {
-        run(Command::new("objcopy")
-            .arg("--strip-debug")
-            .arg(&built)
-            .arg(&plain))?;
+        let mut strip = Command::new("objcopy");
+        run(strip.arg("--strip-debug").arg(example(name)?).arg(&plain))?;
     }
     Ok(plain)
 }

@@ -1,12 +1,13 @@
 //! Each leak of the example server is found where it is, as fast as it is, in
 //! the task that did it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 
 use crate::{
     inspection::{Finding, Inspection, Report},
     lab,
+    program::Program,
     server::{Server, lateness},
     trial,
     truth::Rate,
@@ -44,7 +45,42 @@ pub(crate) fn trials() -> Vec<Trial> {
                 }),
             ]
         })
+        .chain([trial("leaks::source_line", source_line)])
         .collect()
+}
+
+/// With debug information, the finding names file and line.
+fn source_line() -> Result<()> {
+    let path = lab::example("server")?;
+    let program = Program::start(&path, &["--leak", "map", "--seconds", "60"])?;
+    let pid = program.pid();
+    let report = Inspection::of(pid, 5)?
+        .arguments(["--fail-on", "suspected"])
+        .run()?;
+    report.expect_code(&[3])?;
+    let top = report.top(pid)?.0;
+    let mut frames = top["site"]["frames"].as_array().into_iter().flatten();
+    let frame = frames.find(|frame| {
+        frame["function"]
+            .as_str()
+            .is_some_and(|name| name.contains("map::remember"))
+    });
+    let frame = frame.with_context(|| format!("no frame of map::remember\n{report}"))?;
+    ensure!(
+        frame["file"]
+            .as_str()
+            .is_some_and(|file| file.ends_with("server/map.rs"))
+            && frame["line"]
+                .as_u64()
+                .is_some_and(|line| (15..60).contains(&line)),
+        "file and line of {frame}\n{report}"
+    );
+    let text = String::from_utf8_lossy(&report.text);
+    ensure!(
+        text.contains("map.rs:"),
+        "the text names no line: {text}\n{report}"
+    );
+    Ok(())
 }
 
 fn find(leak: &'static str, sampling: &[&str]) -> Result<()> {

@@ -23,6 +23,8 @@ mod leaks;
 mod program;
 mod random;
 mod server;
+mod stacks;
+mod targets;
 mod truth;
 
 use libtest_mimic::{Arguments, Trial};
@@ -66,6 +68,8 @@ fn main() {
         bad_input::trials(),
         journal::trials(),
         command::trials(),
+        stacks::trials(),
+        targets::trials(),
     ];
     let conclusion = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());
     lab::clear(conclusion.has_failed());

@@ -8,7 +8,7 @@ static long call(long number, long a, long b, long c)
 
 void _start(void)
 {
-    struct {
+    static const struct {
         long seconds, nanoseconds;
     } pause = {60, 0};
     call(1, 1, (long)"READY\n", 6);
