@@ -1,7 +1,11 @@
 //! Wrong targets and wrong arguments: one sentence with the mend, and the
 //! right exit status.
 
-use std::{process::Command, thread, time::Duration};
+use std::{
+    process::{Command, Output},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
@@ -64,7 +68,7 @@ fn refused(arguments: &[&str], codes: &[i32], words: &[&str]) -> Result<()> {
         command.args(["--for", "2s"]);
     }
     let output = command.output().context("cannot start lingerscope")?;
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    let message = message(&output);
     let about = format!("{command:?}: {}\n{message}", output.status);
     ensure!(
         output
@@ -77,6 +81,13 @@ fn refused(arguments: &[&str], codes: &[i32], words: &[&str]) -> Result<()> {
         ensure!(message.contains(word), "{word:?} is missing from {about}");
     }
     sober(&message, &about)
+}
+
+/// What a person reads: standard output and standard error.
+fn message(output: &Output) -> String {
+    [&output.stdout, &output.stderr]
+        .map(|bytes| String::from_utf8_lossy(bytes))
+        .concat()
 }
 
 fn sober(message: &str, about: &str) -> Result<()> {
@@ -113,7 +124,7 @@ fn itself() -> Result<()> {
         .args(["-c", "exec \"$0\" inspect -p $$ --for 2s"])
         .arg(binary);
     let output = command.output()?;
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    let message = message(&output);
     let about = format!(
         "lingerscope inspect -p itself: {}\n{message}",
         output.status
@@ -197,7 +208,7 @@ fn not_root() -> Result<()> {
             .args(["inspect", "--for", "2s", "-p"]);
         command.arg(program.pid().to_string());
         let output = command.output()?;
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        let message = message(&output);
         let about = format!("{command:?}: {}\n{message}", output.status);
         ensure!(output.status.code() == Some(1), "exit status of {about}");
         for capability in ["CAP_BPF", "CAP_PERFMON"] {

@@ -167,9 +167,11 @@ impl Report {
         self.status.and_then(|status| status.code())
     }
 
-    /// Standard error as text.
+    /// What a person reads: standard output and standard error.
     pub(crate) fn message(&self) -> String {
-        String::from_utf8_lossy(&self.log).into_owned()
+        [&self.text, &self.log]
+            .map(|bytes| String::from_utf8_lossy(bytes))
+            .concat()
     }
 
     pub(crate) fn expect_code(&self, allowed: &[i32]) -> Result<()> {
@@ -255,8 +257,7 @@ impl fmt::Display for Report {
         {
             writeln!(f, "  skipped {skipped:?}")?;
         }
-        for line in self
-            .message()
+        for line in String::from_utf8_lossy(&self.log)
             .lines()
             .rev()
             .take(12)
