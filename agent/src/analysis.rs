@@ -24,7 +24,7 @@ use crate::{
 pub use report::{Identity, Outcome, Stack, findings};
 
 /// Observations that a verdict needs at least.
-const LEAST_OBSERVATIONS: usize = 5;
+const LEAST_OBSERVATIONS: usize = 4;
 
 /// What decides over verdicts. The defaults are those of the product; each
 /// number says what it protects from.
@@ -58,7 +58,7 @@ impl Default for Settings {
             least_rate: 256.0,
             least_members: 6,
             least_growths: 3,
-            least_observed: Duration::from_secs(5),
+            least_observed: Duration::from_secs(3),
             growth_confirm: Duration::from_hours(1),
             page_within: Duration::from_hours(6),
             believe: 10.0,

@@ -302,7 +302,7 @@ fn nothing_to_say_about_a_short_run() {
         judgements
             .detection_limit
             .unwrap_err()
-            .contains("at least 5 s")
+            .contains("at least 3 s")
     );
     let judgements = judge(
         &Ledger::default(),

@@ -27,7 +27,15 @@ pub(super) fn evidence(
     let mut lines = Vec::new();
     lines.push(growth(found, process));
     lines.extend(lives(found, group));
-    lines.extend(against(found, process));
+    if let Some(line) = against(found, process) {
+        // What overrules the growth is read first.
+        let at = if found.verdict == Some(Verdict::Bounded) {
+            0
+        } else {
+            lines.len()
+        };
+        lines.insert(at, line);
+    }
     lines.extend(memory(found, process));
     if context.sampling_mean > 1 {
         let sampled = group.survivors.len() as f64;

@@ -1,36 +1,92 @@
-//! Findings as messages of systemd's journal, by its native protocol.
+//! Findings as messages of systemd's journal, by its native protocol
+//! (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram of fields, each value
+//! with its length in front, so that nothing in it can pass for a field. A
+//! message that is too long for a datagram goes as a sealed memory file.
 
-use std::{path::Path, time::Duration};
+mod message;
+mod socket;
 
-use crate::finding::{Finding, Process};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::finding::{Finding, Process, Verdict};
+use socket::Socket;
+
+pub use message::Message;
 
 /// Where the journal listens.
 pub const SOCKET: &str = "/run/systemd/journal/socket";
 
 /// Sends findings to a journal.
 #[derive(Debug)]
-pub struct Journal {}
+pub struct Journal {
+    socket: Socket,
+}
 
 /// Why a message did not reach the journal, and the mend.
 #[derive(Debug, thiserror::Error)]
-#[error("to come")]
-pub struct JournalError {}
+pub enum JournalError {
+    /// Nobody listens.
+    #[error(
+        "no journal listens at {path} ({source}): start systemd-journald, or run without --journal"
+    )]
+    Absent {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The journal did not take a message.
+    #[error(
+        "the journal at {path} did not take a message ({source}): see `systemctl status systemd-journald`"
+    )]
+    Refused {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A message that was too long for a datagram could not be handed over.
+    #[error(
+        "a message of {length} bytes could not be handed to the journal as a memory file ({source}): /proc and memfd_create must be allowed"
+    )]
+    TooLong {
+        /// Length of the message.
+        length: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+}
 
 impl Journal {
-    /// Connects to the journal that listens at `socket`.
-    pub fn connect(socket: &Path) -> Result<Self, JournalError> {
-        let _ = socket;
-        Ok(Self {})
+    /// Finds the journal that listens at `path`, normally [`SOCKET`].
+    pub fn connect(path: &Path) -> Result<Self, JournalError> {
+        Socket::open(path).map(|socket| Self { socket })
     }
 
-    /// Sends one finding.
+    /// Sends one finding. `page_within`: a strong finding whose time to the
+    /// memory limit is shorter than this gets priority 3.
     pub fn send(
         &self,
         process: &Process,
         finding: &Finding,
         page_within: Duration,
     ) -> Result<(), JournalError> {
-        let _ = (process, finding, page_within);
-        Ok(())
+        self.socket
+            .send(Message::of(process, finding, page_within).as_bytes())
+    }
+}
+
+/// Identifies messages about a verdict, in the journal (`MESSAGE_ID=`) and in
+/// its catalogue, for ever.
+pub const fn message_id(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::UnboundedGrowth => "b0c9c20e477e493ab6aa46ee6283577d",
+        Verdict::Warming => "164a1d52756e486388e4918c7f44fcbc",
+        Verdict::Bounded => "70e0ecde50e84df6b797fa8f778a0e5f",
+        Verdict::Sawtooth => "7dcf87e3c4d2475a8f14485dc590f7e0",
     }
 }

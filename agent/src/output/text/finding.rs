@@ -1,0 +1,209 @@
+//! One finding on one screen.
+
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
+
+use super::{Style, title};
+use crate::finding::{
+    Confidence, Finding, Frame, Process, Task, is_user_frame,
+    units::{bytes, count, rate, time},
+    user_frames,
+};
+
+/// Frames that are printed; JSON has all.
+const MAX_FRAMES: usize = 16;
+/// Frames before the first one of the program's own.
+const LEAD_IN: usize = 2;
+/// Tasks that are printed.
+const MAX_TASKS: usize = 5;
+/// Width that sentences are wrapped to.
+const WIDTH: usize = 96;
+
+pub(super) fn write(
+    process: &Process,
+    finding: &Finding,
+    style: Style,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let leak = finding.leak_bytes_per_s;
+    let sure = if finding.confidence >= Confidence::Strong {
+        "1;31"
+    } else {
+        "1;33"
+    };
+    let kind = style.paint(
+        sure,
+        &format!("{} ({})", finding.verdict, finding.confidence),
+    );
+    writeln!(out, "{kind} in {}", style.bold(&title(process)))?;
+    writeln!(out, "  {}", style.bold(&headline(finding)))?;
+    field(
+        out,
+        style,
+        "Rate",
+        &format!(
+            "{} (95 %: {} to {})",
+            rate(leak.value),
+            rate(leak.low),
+            rate(leak.high)
+        ),
+    )?;
+    let live = &finding.live_bytes;
+    let range = if live.high - live.low > live.value * 0.01 {
+        format!(" (95 %: {} to {})", bytes(live.low), bytes(live.high))
+    } else {
+        String::new()
+    };
+    let oldest = finding.oldest_s.map_or_else(String::new, |age| {
+        format!(", the oldest {} old", time(seconds(age)))
+    });
+    field(
+        out,
+        style,
+        "Live",
+        &format!(
+            "{}{range} in {} blocks{oldest}",
+            bytes(live.value),
+            count(finding.live_blocks.value)
+        ),
+    )?;
+    if let Some(left) = finding.time_to_limit_s {
+        field(out, style, "To limit", &time(seconds(left)))?;
+    }
+    stack(finding, style, out)?;
+    tasks(finding, style, out)?;
+    section(out, style, "Evidence")?;
+    for line in &finding.evidence {
+        wrapped(out, "    - ", "      ", &line.text)?;
+    }
+    section(out, style, "What to do")?;
+    wrapped(out, "    ", "    ", &finding.advice)?;
+    writeln!(
+        out,
+        "  {}",
+        style.faint(&format!("Fingerprint {}", finding.fingerprint))
+    )
+}
+
+/// The first function of the program's own, and where it is.
+pub(super) fn headline(finding: &Finding) -> String {
+    let Some(frame) = user_frames(&finding.site.frames).first().copied() else {
+        return "unknown code (the stack could not be read)".to_owned();
+    };
+    match frame.location() {
+        Some(location) => format!("{} at {location}", frame.label()),
+        None => frame.label(),
+    }
+}
+
+fn seconds(value: f64) -> Duration {
+    Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX)
+}
+
+fn field(out: &mut impl Write, style: Style, name: &str, value: &str) -> io::Result<()> {
+    writeln!(out, "  {} {value}", style.faint(&format!("{name:<9}")))
+}
+
+fn section(out: &mut impl Write, style: Style, name: &str) -> io::Result<()> {
+    writeln!(out, "  {}", style.faint(name))
+}
+
+fn stack(finding: &Finding, style: Style, out: &mut impl Write) -> io::Result<()> {
+    let frames = &finding.site.frames;
+    if frames.is_empty() {
+        return Ok(());
+    }
+    section(
+        out,
+        style,
+        "Stack, innermost first (> the program's own code)",
+    )?;
+    let first = frames
+        .iter()
+        .position(is_user_frame)
+        .unwrap_or(0)
+        .saturating_sub(LEAD_IN);
+    if first > 0 {
+        let noun = if first == 1 { "frame" } else { "frames" };
+        writeln!(
+            out,
+            "      … {first} {noun} of the allocator and of libraries"
+        )?;
+    }
+    for frame in frames.iter().skip(first).take(MAX_FRAMES) {
+        writeln!(out, "    {}", line(frame, style))?;
+    }
+    let more = frames.len().saturating_sub(first + MAX_FRAMES);
+    if more > 0 {
+        writeln!(out, "      … {more} more frames")?;
+    }
+    match &finding.site.truncated {
+        Some(why) => writeln!(out, "      … the stack is incomplete: {why}"),
+        None => Ok(()),
+    }
+}
+
+fn line(frame: &Frame, style: Style) -> String {
+    let mark = if is_user_frame(frame) { ">" } else { " " };
+    let inlined = if frame.inlined { " (inlined)" } else { "" };
+    let location = frame.location().map_or_else(String::new, |location| {
+        format!("  {}", style.faint(&location))
+    });
+    format!("{mark} {}{inlined}{location}", frame.label())
+}
+
+fn tasks(finding: &Finding, style: Style, out: &mut impl Write) -> io::Result<()> {
+    let named: Vec<&Task> = finding
+        .tasks
+        .iter()
+        .filter(|task| task.id.is_some() || task.name.is_some())
+        .collect();
+    if named.is_empty() {
+        return Ok(());
+    }
+    section(out, style, "Tokio tasks that allocated it")?;
+    for task in named.iter().take(MAX_TASKS) {
+        let id = task
+            .id
+            .map_or_else(|| "task".to_owned(), |id| format!("task {id}"));
+        let name = task
+            .name
+            .as_ref()
+            .map_or_else(String::new, |name| format!(" {name}"));
+        let location = task
+            .location
+            .as_ref()
+            .map_or_else(String::new, |at| format!(" at {at}"));
+        writeln!(
+            out,
+            "      {id}{name}{location}: {} in {} blocks",
+            bytes(task.bytes as f64),
+            count(task.blocks as f64)
+        )?;
+    }
+    match named.len().saturating_sub(MAX_TASKS) {
+        0 => Ok(()),
+        more => writeln!(out, "      … {more} more"),
+    }
+}
+
+/// Breaks a sentence into lines.
+pub(super) fn wrapped(out: &mut impl Write, first: &str, next: &str, text: &str) -> io::Result<()> {
+    let mut line = first.to_owned();
+    let mut empty = true;
+    for word in text.split_whitespace() {
+        if !empty && line.chars().count() + 1 + word.chars().count() > WIDTH {
+            writeln!(out, "{line}")?;
+            next.clone_into(&mut line);
+            empty = true;
+        }
+        if !empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        empty = false;
+    }
+    writeln!(out, "{line}")
+}
