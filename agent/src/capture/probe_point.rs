@@ -28,6 +28,25 @@ pub struct ProbePoint {
     /// Why the kernel must single-step the instruction there; `None` when it
     /// emulates it.
     pub stepped_because: Option<&'static str>,
+    /// Which registers hold the first three arguments there, by the numbers
+    /// that x86-64 gives them (`rax` 0 to `r15` 15). Always [`IN_PLACE`] unless
+    /// [`Arguments::Followed`] was asked for.
+    pub arguments: [u8; 3],
+}
+
+/// `rdi`, `rsi`, `rdx`: where the System V ABI passes the first three
+/// arguments.
+pub const IN_PLACE: [u8; 3] = [7, 6, 2];
+
+/// Where a kernel program can look for the arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arguments {
+    /// Only where the caller put them.
+    InPlace,
+    /// In whichever register [`ProbePoint::arguments`] says. Some functions,
+    /// mimalloc's above all, move them before the first instruction that can
+    /// be emulated.
+    Followed,
 }
 
 impl ProbePoint {
@@ -64,8 +83,9 @@ pub fn cfa_rows<'data, R: ReadRef<'data>>(
 }
 
 /// Chooses the place in the function whose bytes are `code`, linked at
-/// `address`. `rows` are its call frame rows; without any, only the entry is
-/// ever chosen. `wants_return` is for probes that also see the return.
+/// `address`, with the arguments where the caller put them. `rows` are its call
+/// frame rows; without any, only the entry is ever chosen. `wants_return` is
+/// for probes that also see the return.
 pub fn choose(
     code: &[u8],
     address: u64,
@@ -73,11 +93,24 @@ pub fn choose(
     wants_return: bool,
     kind: FunctionKind,
 ) -> Result<ProbePoint, Refusal> {
+    choose_with(code, address, rows, wants_return, kind, Arguments::InPlace)
+}
+
+/// Like [`choose`], for kernel programs that can be told where the arguments
+/// are.
+pub fn choose_with(
+    code: &[u8],
+    address: u64,
+    rows: &[CfaRow],
+    wants_return: bool,
+    kind: FunctionKind,
+    arguments: Arguments,
+) -> Result<ProbePoint, Refusal> {
     let body = Body::of(code, address).ok_or(Refusal::NoCode)?;
     if wants_return && !body.entry_is_a_call(rows) {
         return Err(Refusal::StrangeEntry);
     }
-    let mut walk = Walk::new(kind, wants_return);
+    let mut walk = Walk::new(kind, wants_return, arguments);
     let mut fallback = None;
     for instruction in body.instructions().take(MAX_INSTRUCTIONS) {
         let offset = instruction.ip().wrapping_sub(address);
@@ -91,6 +124,7 @@ pub fn choose(
             let point = ProbePoint {
                 offset,
                 stepped_because: None,
+                arguments: walk.arguments(),
             };
             // Behind the check, calls with a null pointer cost nothing.
             if !walk.is_null_check(&instruction) {
@@ -102,10 +136,12 @@ pub fn choose(
             break;
         }
     }
-    Ok(fallback.unwrap_or(ProbePoint {
+    let entry = ProbePoint {
         offset: 0,
         stepped_because: Some("no instruction near the entry can be emulated"),
-    }))
+        arguments: IN_PLACE,
+    };
+    Ok(fallback.unwrap_or(entry))
 }
 
 /// Whether a probe that sees the return may be put `offset` bytes into the
@@ -233,7 +269,11 @@ const fn is_write(access: OpAccess) -> bool {
 /// The way from the entry to the probed instruction.
 struct Walk {
     factory: InstructionInfoFactory,
-    arguments: &'static [Register],
+    /// For each argument that the kernel program reads, the registers that
+    /// hold it.
+    holders: Vec<Vec<Register>>,
+    /// Arguments must stay in the registers that they came in.
+    in_place: bool,
     wants_return: bool,
     frees: bool,
     /// The flags tell whether the first argument is null.
@@ -241,14 +281,35 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(kind: FunctionKind, wants_return: bool) -> Self {
+    fn new(kind: FunctionKind, wants_return: bool, arguments: Arguments) -> Self {
         Self {
             factory: InstructionInfoFactory::new(),
-            arguments: arguments(kind),
+            holders: arguments_of(kind)
+                .iter()
+                .map(|register| vec![*register])
+                .collect(),
+            in_place: arguments == Arguments::InPlace,
             wants_return,
             frees: kind == FunctionKind::Free,
             flags_of_first: false,
         }
+    }
+
+    /// Numbers of the registers that hold the arguments; the ABI's where they
+    /// still do, and for those that are not read.
+    fn arguments(&self) -> [u8; 3] {
+        let mut numbers = IN_PLACE;
+        for (number, holders) in numbers.iter_mut().zip(&self.holders) {
+            if !holders
+                .iter()
+                .any(|register| register.number() == usize::from(*number))
+            {
+                *number = holders
+                    .first()
+                    .map_or(*number, |register| register.number() as u8);
+            }
+        }
+        numbers
     }
 
     /// Whether this branch leaves the function's way for a null pointer. Only
@@ -260,7 +321,7 @@ impl Walk {
             && matches!(instruction.code(), Code::Je_rel8_64 | Code::Je_rel32_64)
     }
 
-    /// Whether everything that the probe needs is still the same behind this
+    /// Whether everything that the probe needs is still there behind this
     /// instruction.
     fn pass(&mut self, instruction: &Instruction) -> bool {
         if self.is_null_check(instruction) {
@@ -273,49 +334,71 @@ impl Walk {
             return false;
         }
         let info = self.factory.info(instruction);
-        let stack_moves = |register: Register| register == Register::RSP && self.wants_return;
-        let mut written = info
-            .used_registers()
-            .iter()
-            .filter(|used| is_write(used.access()))
-            .map(|used| used.register().full_register());
-        if written.any(|register| self.arguments.contains(&register) || stack_moves(register)) {
-            return false;
-        }
         for memory in info.used_memory() {
             // What lies behind an argument may be gone or locked: the block may
             // already change hands.
-            let through_argument = [memory.base(), memory.index()]
-                .iter()
-                .any(|register| self.arguments.contains(&register.full_register()));
+            let through_argument = [memory.base(), memory.index()].iter().any(|register| {
+                self.holders
+                    .iter()
+                    .flatten()
+                    .any(|holder| *holder == register.full_register())
+            });
             if through_argument || (is_write(memory.access()) && memory.base() != Register::RSP) {
                 return false;
             }
         }
         if instruction.rflags_modified() != 0 {
-            self.flags_of_first = tests_first(instruction);
+            self.flags_of_first = self
+                .holders
+                .first()
+                .is_some_and(|first| tests_one_of(first, instruction));
+        }
+        let written: Vec<Register> = info
+            .used_registers()
+            .iter()
+            .filter(|used| is_write(used.access()))
+            .map(|used| used.register().full_register())
+            .collect();
+        if self.wants_return && written.contains(&Register::RSP) {
+            return false;
+        }
+        let copied = (instruction.code() == Code::Mov_r64_rm64
+            || instruction.code() == Code::Mov_rm64_r64)
+            .then(|| (instruction.op1_register(), instruction.op0_register()));
+        for (index, holders) in self.holders.iter_mut().enumerate() {
+            let copy = copied.filter(|(from, _)| holders.contains(from));
+            holders.retain(|holder| !written.contains(holder));
+            holders.extend(copy.map(|(_, to)| to).filter(|to| to.is_gpr64()));
+            let still = if self.in_place {
+                IN_PLACE.get(index).is_some_and(|number| {
+                    holders
+                        .iter()
+                        .any(|holder| holder.number() == usize::from(*number))
+                })
+            } else {
+                !holders.is_empty()
+            };
+            if !still {
+                return false;
+            }
         }
         true
     }
 }
 
-/// `test rdi, rdi` or `cmp rdi, 0`.
-fn tests_first(instruction: &Instruction) -> bool {
-    match instruction.code() {
-        Code::Test_rm64_r64 => {
-            instruction.op0_register() == Register::RDI
-                && instruction.op1_register() == Register::RDI
-        }
-        Code::Cmp_rm64_imm8 | Code::Cmp_rm64_imm32 => {
-            instruction.op0_register() == Register::RDI && instruction.immediate(1) == 0
-        }
+/// `test reg, reg` or `cmp reg, 0` of one of these registers.
+fn tests_one_of(registers: &[Register], instruction: &Instruction) -> bool {
+    let tested = match instruction.code() {
+        Code::Test_rm64_r64 => instruction.op0_register() == instruction.op1_register(),
+        Code::Cmp_rm64_imm8 | Code::Cmp_rm64_imm32 => instruction.immediate(1) == 0,
         _ => false,
-    }
+    };
+    tested && registers.contains(&instruction.op0_register())
 }
 
 /// The registers that the kernel program reads for a function of this kind
 /// (System V ABI for x86-64, section 3.2.3).
-const fn arguments(kind: FunctionKind) -> &'static [Register] {
+const fn arguments_of(kind: FunctionKind) -> &'static [Register] {
     match kind {
         FunctionKind::Malloc | FunctionKind::MallocAligned | FunctionKind::Free => &[Register::RDI],
         FunctionKind::Calloc

@@ -11,8 +11,8 @@ use crate::elf::{self, Elf, Symbol, SymbolKind};
 
 /// Functions of one file that are considered.
 const MAX_FUNCTIONS: usize = 1024;
-/// Copies of jemalloc in one file.
-const MAX_PREFIXES: usize = 8;
+/// Prefixes in one file that could be those of jemalloc copies.
+const MAX_PREFIXES: usize = 16;
 /// Longest name that is kept.
 const MAX_NAME: usize = 256;
 
@@ -21,6 +21,8 @@ const MAX_NAME: usize = 256;
 pub(super) struct Signs {
     /// Prefixes of jemalloc copies, the empty one not among them.
     pub(super) prefixes: Vec<Vec<u8>>,
+    /// Prefixes of jemalloc's own names, with a bit for each name seen.
+    marks: Vec<(Vec<u8>, u8)>,
     /// Kind of the plain names, by the strongest sign seen.
     strongest: Option<(u8, &'static str)>,
     /// The data of the dynamic linker.
@@ -38,14 +40,8 @@ impl Signs {
             self.linker |= symbol.name == b"_rtld_global";
             return;
         }
-        if let Some(prefix) = names::jemalloc_prefix(symbol.name) {
-            if prefix.is_empty() {
-                self.note(0, "jemalloc");
-            } else if self.prefixes.len() < MAX_PREFIXES
-                && !self.prefixes.iter().any(|known| known == prefix)
-            {
-                self.prefixes.push(prefix.to_vec());
-            }
+        if let Some((prefix, mark)) = names::jemalloc_mark(symbol.name) {
+            self.mark(prefix, 1 << mark);
         }
         if names::never_returns(symbol.name) && self.dead_ends.len() < MAX_FUNCTIONS {
             self.dead_ends.insert(symbol.address);
@@ -64,6 +60,26 @@ impl Signs {
             name if name.starts_with(b"_ZN5scudo") => self.note(3, "scudo"),
             name if name.starts_with(b"_ZN8tcmalloc") => self.note(3, "tcmalloc"),
             _ => {}
+        }
+    }
+
+    /// One such name can be anything (jemalloc itself has a `do_rallocx`), two
+    /// with the same prefix are a copy.
+    fn mark(&mut self, prefix: &[u8], mark: u8) {
+        let Some((_, marks)) = self.marks.iter_mut().find(|(known, _)| known == prefix) else {
+            if self.marks.len() < MAX_PREFIXES {
+                self.marks.push((prefix.to_vec(), mark));
+            }
+            return;
+        };
+        let one_before = marks.is_power_of_two();
+        *marks |= mark;
+        if one_before && !marks.is_power_of_two() {
+            if prefix.is_empty() {
+                self.note(0, "jemalloc");
+            } else {
+                self.prefixes.push(prefix.to_vec());
+            }
         }
     }
 

@@ -8,7 +8,9 @@ use std::{
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 use object::{
-    elf::{R_X86_64_64, R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT, R_X86_64_RELATIVE},
+    elf::{
+        R_X86_64_64, R_X86_64_GLOB_DAT, R_X86_64_IRELATIVE, R_X86_64_JUMP_SLOT, R_X86_64_RELATIVE,
+    },
     read::ReadRef,
 };
 
@@ -49,6 +51,8 @@ pub(super) enum Callee {
     NeverReturns,
     /// Code of this file.
     Here(u64),
+    /// Code of another file, or chosen when the program is loaded.
+    Elsewhere,
 }
 
 /// What is known about the calls of one file.
@@ -93,25 +97,24 @@ impl<'elf, 'data, R: ReadRef<'data>> Flow<'elf, 'data, R> {
                 break;
             }
             let callee = match relocation.kind {
-                R_X86_64_RELATIVE => Some(flow.here(relocation.addend as u64))
-                    .filter(|callee| !matches!(callee, Callee::Here(_))),
+                R_X86_64_RELATIVE => match flow.here(relocation.addend as u64) {
+                    Callee::Here(_) => continue,
+                    callee => callee,
+                },
                 R_X86_64_JUMP_SLOT | R_X86_64_GLOB_DAT | R_X86_64_64 => {
                     let here = relocation.address.map(|address| flow.here(address));
                     match (here, names::classify(relocation.name, &signs.prefixes)) {
                         (None | Some(Callee::Here(_)), Some((_, Meaning::Probe(kind)))) => {
-                            Some(Callee::Traced(role(kind)))
+                            Callee::Traced(role(kind))
                         }
-                        (None, _) if names::never_returns(relocation.name) => {
-                            Some(Callee::NeverReturns)
-                        }
-                        _ => here,
+                        (None, _) if names::never_returns(relocation.name) => Callee::NeverReturns,
+                        _ => here.unwrap_or(Callee::Elsewhere),
                     }
                 }
-                _ => None,
+                R_X86_64_IRELATIVE => Callee::Elsewhere,
+                _ => continue,
             };
-            if let Some(callee) = callee {
-                flow.slots.insert(relocation.place, callee);
-            }
+            flow.slots.insert(relocation.place, callee);
         }
         flow
     }
@@ -228,7 +231,7 @@ impl<'elf, 'data, R: ReadRef<'data>> Flow<'elf, 'data, R> {
                             Callee::Here(target) => open.push(target),
                             Callee::NeverReturns => {}
                             callee if passes(callee) => arrived = true,
-                            Callee::Traced(_) => return Ending::Own,
+                            Callee::Traced(_) | Callee::Elsewhere => return Ending::Own,
                         }
                     }
                     FlowControl::UnconditionalBranch | FlowControl::IndirectBranch => {
@@ -237,7 +240,9 @@ impl<'elf, 'data, R: ReadRef<'data>> Flow<'elf, 'data, R> {
                             Some(Callee::Here(target)) => open.push(target),
                             Some(Callee::NeverReturns) => {}
                             Some(callee) if passes(callee) => arrived = true,
-                            Some(Callee::Traced(_)) | None => return Ending::Own,
+                            Some(Callee::Traced(_) | Callee::Elsewhere) | None => {
+                                return Ending::Own;
+                            }
                         }
                         break;
                     }

@@ -87,7 +87,8 @@ const JEMALLOC: &[Known] = &[
 
 /// mimalloc (`mimalloc.h`). `mi_expand` is missing for the reason given at
 /// [`JEMALLOC`]. The heap functions carry the heap in front: with one size
-/// behind it that is the shape of `aligned_alloc`.
+/// behind it that is the shape of `aligned_alloc`. Version 3 offers them under
+/// `theap_` too.
 const MIMALLOC: &[Known] = &[
     (b"malloc_small", Probe(Malloc)),
     (b"zalloc", Probe(Malloc)),
@@ -112,6 +113,16 @@ const MIMALLOC: &[Known] = &[
     (b"recalloc_aligned_at", Probe(Reallocarray)),
     (b"aligned_recalloc", Probe(Reallocarray)),
     (b"aligned_offset_recalloc", Probe(Reallocarray)),
+    (b"umalloc", Probe(Malloc)),
+    (b"umalloc_small", Probe(Malloc)),
+    (b"uzalloc", Probe(Malloc)),
+    (b"uzalloc_small", Probe(Malloc)),
+    (b"ucalloc", Probe(Calloc)),
+    (b"urealloc", Probe(Realloc)),
+    (b"umalloc_aligned", Probe(MallocAligned)),
+    (b"uzalloc_aligned", Probe(MallocAligned)),
+    (b"ufree", Probe(Free)),
+    (b"free_small", Probe(Free)),
     (b"free_size", Probe(Free)),
     (b"free_aligned", Probe(Free)),
     (b"free_size_aligned", Probe(Free)),
@@ -125,11 +136,13 @@ const MIMALLOC: &[Known] = &[
     (b"heap_malloc", Probe(AlignedAlloc)),
     (b"heap_malloc_small", Probe(AlignedAlloc)),
     (b"heap_zalloc", Probe(AlignedAlloc)),
+    (b"heap_zalloc_small", Probe(AlignedAlloc)),
     (b"heap_malloc_aligned", Probe(AlignedAlloc)),
     (b"heap_malloc_aligned_at", Probe(AlignedAlloc)),
     (b"heap_zalloc_aligned", Probe(AlignedAlloc)),
     (b"heap_zalloc_aligned_at", Probe(AlignedAlloc)),
     (b"heap_alloc_new", Probe(AlignedAlloc)),
+    (b"heap_alloc_new_n", Inexpressible),
     (b"heap_calloc", Inexpressible),
     (b"heap_mallocn", Inexpressible),
     (b"heap_calloc_aligned", Inexpressible),
@@ -235,15 +248,19 @@ pub(super) fn classify(name: &[u8], prefixes: &[Vec<u8>]) -> Option<(Scheme, Mea
     if let Some(meaning) = look_up(&[C, PLAIN, JEMALLOC], name) {
         return Some((Scheme::Plain, meaning));
     }
-    let behind = |start: &[u8], scheme, own| {
-        let meaning = look_up(&[C, own], name.strip_prefix(start)?)?;
-        Some((scheme, meaning))
-    };
-    let found = behind(b"mi_", Scheme::Mimalloc, MIMALLOC)
-        .or_else(|| behind(b"tc_", Scheme::Tcmalloc, TCMALLOC))
-        .or_else(|| behind(b"sn_", Scheme::Snmalloc, SNMALLOC));
-    if found.is_some() {
-        return found;
+    if let Some(rest) = name.strip_prefix(b"mi_") {
+        let rest = if rest.starts_with(b"theap_") {
+            rest.get(1..).unwrap_or_default()
+        } else {
+            rest
+        };
+        return look_up(&[C, MIMALLOC], rest).map(|meaning| (Scheme::Mimalloc, meaning));
+    }
+    if let Some(rest) = name.strip_prefix(b"tc_") {
+        return look_up(&[C, TCMALLOC], rest).map(|meaning| (Scheme::Tcmalloc, meaning));
+    }
+    if let Some(rest) = name.strip_prefix(b"sn_") {
+        return look_up(&[C, SNMALLOC], rest).map(|meaning| (Scheme::Snmalloc, meaning));
     }
     prefixes.iter().find_map(|prefix| {
         let rest = name.strip_prefix(prefix.as_slice())?;
@@ -251,16 +268,25 @@ pub(super) fn classify(name: &[u8], prefixes: &[Vec<u8>]) -> Option<(Scheme, Mea
     })
 }
 
-/// The prefix of a jemalloc copy, if this is one of the names that only
-/// jemalloc has. Empty for an unprefixed one.
-pub(super) fn jemalloc_prefix(name: &[u8]) -> Option<&[u8]> {
-    const MARKS: [&[u8]; 5] = [b"sdallocx", b"dallocx", b"mallocx", b"rallocx", b"xallocx"];
-    let prefix = MARKS.iter().find_map(|mark| name.strip_suffix(*mark))?;
+/// The prefix of a jemalloc copy, and the number of the mark, if this is one of
+/// the names that only jemalloc has. The prefix is empty for an unprefixed one.
+pub(super) fn jemalloc_mark(name: &[u8]) -> Option<(&[u8], u8)> {
+    const MARKS: [&[u8]; 6] = [
+        b"sdallocx",
+        b"dallocx",
+        b"mallocx",
+        b"rallocx",
+        b"xallocx",
+        b"nallocx",
+    ];
+    let (prefix, mark) = (0..)
+        .zip(MARKS)
+        .find_map(|(number, mark)| Some((name.strip_suffix(mark)?, number)))?;
     let plain = prefix.len() <= 32
         && prefix
             .iter()
             .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
-    (plain && !prefix.starts_with(b"_Z")).then_some(prefix)
+    (plain && !prefix.starts_with(b"_Z")).then_some((prefix, mark))
 }
 
 /// Functions that never come back to their caller.
@@ -297,6 +323,7 @@ mod tests {
         assert_eq!(meaning("_rjem_rallocx"), Some(Probe(Realloc)));
         assert_eq!(meaning("mi_zalloc_aligned"), Some(Probe(MallocAligned)));
         assert_eq!(meaning("mi_heap_malloc"), Some(Probe(AlignedAlloc)));
+        assert_eq!(meaning("mi_theap_malloc"), Some(Probe(AlignedAlloc)));
         assert_eq!(meaning("mi_heap_realloc"), Some(Inexpressible));
         assert_eq!(
             meaning("_ZnamSt11align_val_tRKSt9nothrow_t"),
@@ -325,11 +352,11 @@ mod tests {
     #[test]
     fn prefixes_of_jemalloc() {
         assert_eq!(
-            jemalloc_prefix(b"_rjem_sdallocx"),
-            Some(b"_rjem_".as_slice())
+            jemalloc_mark(b"_rjem_sdallocx"),
+            Some((b"_rjem_".as_slice(), 0))
         );
-        assert_eq!(jemalloc_prefix(b"mallocx"), Some(b"".as_slice()));
-        assert_eq!(jemalloc_prefix(b"_ZN4test7mallocx"), None);
-        assert_eq!(jemalloc_prefix(b"malloc"), None);
+        assert_eq!(jemalloc_mark(b"mallocx"), Some((b"".as_slice(), 2)));
+        assert_eq!(jemalloc_mark(b"_ZN4test7mallocx"), None);
+        assert_eq!(jemalloc_mark(b"malloc"), None);
     }
 }

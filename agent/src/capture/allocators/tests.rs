@@ -1,6 +1,6 @@
 #![expect(clippy::print_stdout, reason = "a test that cannot run says so")]
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use agent_ebpf::abi::heap::FunctionKind::{
     AlignedAlloc, Calloc, Free, Malloc, MallocAligned, PosixMemalign, Realloc,
@@ -175,6 +175,72 @@ fn musl_is_told_from_glibc() {
     assert_eq!((musl.kind, &musl.why_not), ("musl", &None));
     assert!(function(musl, "calloc").may_nest, "it calls malloc");
     assert!(!function(musl, "malloc").may_nest);
+}
+
+/// Builds a small C program; nothing, with a printed line, when the compiler is
+/// not installed.
+fn build(compiler: &str, flag: &str) -> Option<Vec<u8>> {
+    const PROGRAM: &str = "#include <stdlib.h>\nint main(int n, char **v) { void *p = realloc(malloc(n), 2 * n); free(p); free(calloc(n, n)); return 0; }";
+    let directory = std::env::temp_dir().join(format!(
+        "lingerscope-allocators-{}-{compiler}{flag}",
+        std::process::id()
+    ));
+    fs::create_dir_all(&directory).unwrap();
+    let (source, program) = (directory.join("a.c"), directory.join("a"));
+    fs::write(&source, PROGRAM).unwrap();
+    let built = Command::new(compiler)
+        .args(["-O1", flag, "-o"])
+        .args([&program, &source])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    let data = built.then(|| fs::read(&program).unwrap());
+    fs::remove_dir_all(&directory).unwrap();
+    if data.is_none() {
+        println!("skipped: {compiler} {flag} does not work here");
+    }
+    data
+}
+
+#[test]
+fn static_programs_offer_their_library() {
+    for (compiler, flag, kind) in [
+        ("gcc", "-static", "glibc"),
+        ("gcc", "-static-pie", "glibc"),
+        ("musl-gcc", "-static", "musl"),
+    ] {
+        let Some(data) = build(compiler, flag) else {
+            continue;
+        };
+        let families = discover(&Elf::parse(data.as_slice()).unwrap()).families;
+        let [family] = families.as_slice() else {
+            panic!("{families:?}")
+        };
+        assert_eq!(
+            (family.kind, &family.why_not),
+            (kind, &None),
+            "{compiler} {flag}"
+        );
+        assert!(!function(family, "malloc").may_nest, "{compiler} {flag}");
+        assert!(!function(family, "free").may_nest, "{compiler} {flag}");
+        assert!(
+            !family
+                .functions
+                .iter()
+                .any(|function| function.name.starts_with("__libc_")),
+            "{family:?}"
+        );
+    }
+}
+
+#[test]
+fn a_dynamic_program_offers_nothing() {
+    let Some(data) = build("gcc", "-O2") else {
+        return;
+    };
+    assert_eq!(
+        discover(&Elf::parse(data.as_slice()).unwrap()),
+        Discovery::default()
+    );
 }
 
 #[test]

@@ -35,7 +35,8 @@ fn a_push_at_the_entry_is_taken() {
         choose(&code, AT, &rows, true, Malloc),
         Ok(ProbePoint {
             offset: 0,
-            stepped_because: None
+            stepped_because: None,
+            arguments: IN_PLACE,
         })
     );
 }
@@ -98,6 +99,50 @@ fn arguments_are_still_in_place() {
     // mov [rax], rcx; push rbp: something was changed.
     let code = [0x48, 0x89, 0x08, 0x55, 0xc3];
     assert_eq!(choose(&code, AT, &leaf(), false, Free).unwrap().offset, 0);
+}
+
+#[test]
+fn arguments_are_followed_on_demand() {
+    // mov rax, [rip+0]; mov rsi, rdi; mov rdi, fs:[rax]; cmp rsi, 0x400; ja +0; ret
+    let code = [
+        0x48, 0x8b, 0x05, 0, 0, 0, 0, 0x48, 0x89, 0xfe, 0x64, 0x48, 0x8b, 0x38, 0x48, 0x81, 0xfe,
+        0, 4, 0, 0, 0x77, 0, 0xc3,
+    ];
+    let followed = |kind, wants_return| {
+        choose_with(&code, AT, &leaf(), wants_return, kind, Arguments::Followed).unwrap()
+    };
+    assert_eq!(choose(&code, AT, &leaf(), true, Malloc).unwrap().offset, 0);
+    assert_eq!(
+        followed(Malloc, true),
+        ProbePoint {
+            offset: 21,
+            stepped_because: None,
+            arguments: [6, 6, 2]
+        }
+    );
+    assert_eq!(
+        followed(Realloc, true).offset,
+        0,
+        "its second argument is lost"
+    );
+    // mov rcx, rdi; mov edi, edi; test rcx, rcx; je +1; push rbp; ret
+    let code = [
+        0x48, 0x89, 0xf9, 0x89, 0xff, 0x48, 0x85, 0xc9, 0x74, 1, 0x55, 0xc3,
+    ];
+    let point = choose_with(&code, AT, &leaf(), false, Free, Arguments::Followed).unwrap();
+    assert_eq!(
+        (point.offset, point.arguments[0]),
+        (10, 1),
+        "behind the null check of rcx"
+    );
+    // mov rax, rdi; mov rcx, [rax]; push rbp; ret: read through the copy.
+    let code = [0x48, 0x89, 0xf8, 0x48, 0x8b, 0x08, 0x55, 0xc3];
+    assert_eq!(
+        choose_with(&code, AT, &leaf(), false, Free, Arguments::Followed)
+            .unwrap()
+            .offset,
+        0
+    );
 }
 
 #[test]
@@ -252,6 +297,38 @@ fn glibc_is_probed_where_it_was_measured() {
     assert!(offset("calloc", true).emulated());
 }
 
+#[test]
+fn mimalloc_is_emulated_when_its_arguments_are_followed() {
+    let Some(functions) = functions(LIBRARIES[2]) else {
+        return;
+    };
+    for name in ["malloc", "calloc", "realloc", "free"] {
+        let (function, code, rows) = functions
+            .iter()
+            .find(|(function, _, _)| function.name == name)
+            .unwrap();
+        let point = choose_with(
+            code,
+            function.address,
+            rows,
+            function.kind != Free,
+            function.kind,
+            Arguments::Followed,
+        )
+        .unwrap();
+        assert!(point.emulated(), "{name} {point:?}");
+        let in_place = choose(
+            code,
+            function.address,
+            rows,
+            function.kind != Free,
+            function.kind,
+        )
+        .unwrap();
+        assert_eq!(in_place.arguments, IN_PLACE);
+    }
+}
+
 fn kinds() -> impl Strategy<Value = FunctionKind> {
     (1_u8..=10).prop_map(|number| FunctionKind::from_number(number).unwrap())
 }
@@ -276,10 +353,12 @@ proptest! {
     #[test]
     fn any_bytes_give_an_instruction_or_a_refusal(
         code in prop::collection::vec(prop_oneof![any::<u8>(), Just(0x55), Just(0x48), Just(0x89), Just(0x74), Just(0x90)], 0..64),
-        rows in any_rows(), wants_return: bool, kind in kinds(), address: u64,
+        rows in any_rows(), wants_return: bool, kind in kinds(), address: u64, follow: bool,
     ) {
         let rows: Vec<CfaRow> = rows.into_iter().map(|row| CfaRow { pc: row.pc.wrapping_sub(AT).wrapping_add(address), ..row }).collect();
-        if let Ok(point) = choose(&code, address, &rows, wants_return, kind) {
+        let arguments = if follow { Arguments::Followed } else { Arguments::InPlace };
+        if let Ok(point) = choose_with(&code, address, &rows, wants_return, kind, arguments) {
+            prop_assert!(follow || point.arguments == IN_PLACE);
             let mut decoder = Decoder::with_ip(64, &code, address, DecoderOptions::NONE);
             let starts: Vec<u64> = std::iter::from_fn(|| decoder.can_decode().then(|| decoder.decode().ip().wrapping_sub(address))).collect();
             prop_assert!(starts.contains(&point.offset));
