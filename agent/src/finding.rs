@@ -20,7 +20,7 @@ use serde::Serialize;
 
 pub use escape::Text;
 pub use fingerprint::{Fingerprint, fingerprint};
-pub use frame::{Frame, is_user_frame, user_frames, user_functions};
+pub use frame::{Frame, is_user_frame, site_frame, user_frames, user_functions};
 pub use verdict::{Confidence, Leak, Verdict};
 
 /// Version of the document's shape.

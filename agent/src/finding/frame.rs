@@ -65,6 +65,18 @@ pub fn user_frames(frames: &[Frame]) -> Vec<&Frame> {
         .collect()
 }
 
+/// The function to name a site by: the innermost of the user's that stands on
+/// its own. An inlined one has no full name, and is there with debug
+/// information only.
+pub fn site_frame(frames: &[Frame]) -> Option<&Frame> {
+    let users = user_frames(frames);
+    users
+        .iter()
+        .find(|frame| !frame.inlined)
+        .or(users.first())
+        .copied()
+}
+
 /// The names that group stacks into one site: the labels of its
 /// [`user_frames`], without inlined ones, which only debug information shows:
 /// a site is the same with it and without. Two stacks with the same list are

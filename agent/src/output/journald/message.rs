@@ -6,7 +6,7 @@ use super::message_id;
 use crate::finding::{
     Confidence, Finding, Frame, Leak, Process, Task, Text, is_user_frame,
     units::{bytes, rate, time},
-    user_frames,
+    site_frame,
 };
 
 /// Tasks that a message names.
@@ -139,8 +139,7 @@ fn sentence(process: &Process, finding: &Finding) -> String {
 
 /// The first function of the program's own, and where it is.
 fn site(finding: &Finding) -> String {
-    user_frames(&finding.site.frames)
-        .first()
+    site_frame(&finding.site.frames)
         .map_or_else(|| "unknown code".to_owned(), |frame| line(frame))
 }
 

@@ -7,15 +7,12 @@ use std::{
 
 use super::{Style, title};
 use crate::finding::{
-    Confidence, Finding, Frame, Process, Task, is_user_frame,
+    Confidence, Finding, Frame, Process, Task, is_user_frame, site_frame,
     units::{bytes, count, rate, time},
-    user_frames,
 };
 
 /// Frames that are printed; JSON has all.
 const MAX_FRAMES: usize = 16;
-/// Frames before the first one of the program's own.
-const LEAD_IN: usize = 2;
 /// Tasks that are printed.
 const MAX_TASKS: usize = 5;
 /// Width that sentences are wrapped to.
@@ -89,7 +86,7 @@ pub(super) fn write(
 
 /// The first function of the program's own, and where it is.
 pub(super) fn headline(finding: &Finding) -> String {
-    let Some(frame) = user_frames(&finding.site.frames).first().copied() else {
+    let Some(frame) = site_frame(&finding.site.frames) else {
         return "unknown code (the stack could not be read)".to_owned();
     };
     match frame.location() {
@@ -120,24 +117,23 @@ fn stack(finding: &Finding, style: Style, out: &mut impl Write) -> io::Result<()
         style,
         "Stack, innermost first (> the program's own code)",
     )?;
-    let first = frames
-        .iter()
-        .position(is_user_frame)
-        .unwrap_or(0)
-        .saturating_sub(LEAD_IN);
-    if first > 0 {
-        let noun = if first == 1 { "frame" } else { "frames" };
-        writeln!(
-            out,
-            "      … {first} {noun} of the allocator and of libraries"
-        )?;
-    }
-    for frame in frames.iter().skip(first).take(MAX_FRAMES) {
-        writeln!(out, "    {}", line(frame, style))?;
-    }
-    let more = frames.len().saturating_sub(first + MAX_FRAMES);
-    if more > 0 {
-        writeln!(out, "      … {more} more frames")?;
+    let mut left = MAX_FRAMES;
+    for run in frames.chunk_by(|a, b| is_user_frame(a) == is_user_frame(b)) {
+        let own = run.first().is_some_and(is_user_frame);
+        // One library frame takes no more room than the words for it.
+        if !own && run.len() > 1 {
+            let line = format!("      … {} frames of libraries", run.len());
+            writeln!(out, "{}", style.faint(&line))?;
+            continue;
+        }
+        let shown = run.len().min(left);
+        left -= shown;
+        for frame in run.iter().take(shown) {
+            writeln!(out, "    {}", line(frame, style))?;
+        }
+        if shown < run.len() {
+            writeln!(out, "      … {} more frames", run.len() - shown)?;
+        }
     }
     match &finding.site.truncated {
         Some(why) => writeln!(out, "      … the stack is incomplete: {why}"),

@@ -20,7 +20,7 @@ fn a_finding_says_what_where_and_what_to_do() {
     for part in [
         "  Live      2.0 MiB (95 %: 1.9 MiB to 2.1 MiB) in 2 045 blocks, the oldest 59 s old\n",
         "  To limit  24.0 h\n",
-        "      … 1 frame of the allocator and of libraries\n      alloc::alloc::alloc (inlined)  alloc.rs:95\n",
+        "      … 3 frames of libraries\n    > History::push",
         "    > History::push  src/history.rs:42\n    > server::serve::{{closure}} (inlined)  src/main.rs:17\n",
         "      task 17 History::push at src/main.rs:17:5: 2.0 MiB in 2 045 blocks\n",
         "    - None of the 2 045 blocks seen here was released.\n",
