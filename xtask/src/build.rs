@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use serde_json::Value;
+
 use crate::{
-    json::Value,
     object,
     packages::Need,
     setup::{self, Toolchain},
@@ -76,14 +77,13 @@ impl Programs {
         shell::succeeded(cargo, output.status)?;
         let mut made = Vec::new();
         for line in String::from_utf8_lossy(&output.stdout).lines() {
-            let message = Value::parse(line)
+            let message: Value = serde_json::from_str(line)
                 .with_context(|| format!("unexpected message of cargo: {line}"))?;
-            let executable = message.get("executable").text();
-            if !executable.is_empty() {
-                made.push((
-                    message.get("target").get("name").text().to_owned(),
-                    executable.into(),
-                ));
+            if let (Some(executable), Some(name)) = (
+                message["executable"].as_str(),
+                message["target"]["name"].as_str(),
+            ) {
+                made.push((name.to_owned(), executable.into()));
             }
         }
         Ok(Self(made))

@@ -13,7 +13,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, json::Value, packages::Need, setup, shell};
+use serde_json::Value;
+
+use crate::{build, packages::Need, setup, shell};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -69,7 +71,7 @@ pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
 
     let text = fs::read_to_string(&document)
         .with_context(|| format!("lingerscope ({status}) left no {}", document.display()))?;
-    let found = top_function(&Value::parse(&text)?, "server")?;
+    let found = top_function(&serde_json::from_str(&text)?)?;
     let expected = options.leak.replace('-', "_");
     if !found.contains(&expected) {
         bail!("the demo leaks in {expected}, but the first finding names {found}");
@@ -111,70 +113,52 @@ fn start_server(path: &Path, leak: &str, truth: &Path) -> Result<Server> {
     Ok(server)
 }
 
-/// The first function of the program's own in the first finding's stack.
-fn top_function(document: &Value, program: &str) -> Result<String> {
-    let first = |value: &Value, key: &str| value.get(key).items().first().cloned();
-    let process = first(document, "processes").context("lingerscope has observed no process")?;
-    let finding = first(&process, "findings").context("lingerscope has found no leak")?;
-    let frames = finding.get("site").get("frames").items();
-    let own = frames.iter().find(|frame| {
-        let module = frame.get("module").text();
-        let function = frame.get("function").text();
-        Path::new(module)
-            .file_name()
-            .is_none_or(|name| name == program)
-            && !is_library(function)
-    });
-    let own =
-        own.with_context(|| format!("no function of {program} in the first finding's stack"))?;
-    Ok(own.get("function").text().to_owned())
-}
-
-/// Whether a function of the program's file comes from a library.
-fn is_library(function: &str) -> bool {
-    let path = function.trim_start_matches(['<', '&', '(', '_']);
-    path.is_empty()
-        || [
-            "alloc::",
-            "core::",
-            "std::",
-            "tokio::",
-            "hashbrown::",
-            "rust_",
-            "rustc",
-            "rdl_",
-            "rg_",
-        ]
+/// The function that names the first finding: the innermost one that lies in
+/// the server's own crate and was not inlined.
+fn top_function(document: &Value) -> Result<String> {
+    let process = document["processes"]
+        .get(0)
+        .context("lingerscope has observed no process")?;
+    let finding = process["findings"]
+        .get(0)
+        .context("lingerscope has found no leak")?;
+    let frames = finding["site"]["frames"]
+        .as_array()
+        .context("the first finding has no stack")?;
+    frames
         .iter()
-        .any(|start| path.starts_with(start))
+        .filter(|frame| frame["inlined"] != true)
+        .filter_map(|frame| frame["function"].as_str())
+        .find(|function| function.starts_with("server::"))
+        .map(str::to_owned)
+        .context("no function of the server in the first finding's stack")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn the_first_own_function_counts() {
-        let document = Value::parse(
-            r#"{"processes":[{"findings":[{"site":{"frames":[
-                {"function":"malloc","module":"/lib/libc.so.6"},
-                {"function":"__rustc::__rdl_alloc","module":"/t/server"},
-                {"function":"<alloc::sync::Arc<server::Node>>::new","module":"/t/server"},
-                {"function":"server::arc_cycle::connect","module":"/t/server"},
-                {"function":"server::main","module":"/t/server"}]}}]}]}"#,
-        )
-        .unwrap();
+        let frames = json!([
+            {"function": "malloc", "inlined": false},
+            {"function": "payload", "inlined": true},
+            {"function": "server::arc_cycle::connect", "inlined": false},
+            {"function": "server::main", "inlined": false},
+        ]);
+        let document = json!({"processes": [{"findings": [{"site": {"frames": frames}}]}]});
         assert_eq!(
-            top_function(&document, "server").unwrap(),
+            top_function(&document).unwrap(),
             "server::arc_cycle::connect"
         );
     }
 
     #[test]
     fn no_finding_is_an_error() {
-        let document = Value::parse(r#"{"processes":[{"findings":[]}]}"#).unwrap();
+        let document = json!({"processes": [{"findings": []}]});
         assert!(
-            top_function(&document, "server")
+            top_function(&document)
                 .unwrap_err()
                 .to_string()
                 .contains("no leak")

@@ -9,7 +9,6 @@ mod bench;
 mod build;
 mod check;
 mod demo;
-mod json;
 mod object;
 mod packages;
 mod rust_code;

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use super::message_id;
 use crate::finding::{
-    Confidence, Finding, Frame, Leak, Process, Task, Text, is_user_frame,
+    Confidence, Finding, Frame, Leak, Process, Task, Text, is_user_frame, site_frame,
     units::{bytes, rate, time},
-    site_frame,
 };
 
 /// Tasks that a message names.
@@ -139,8 +138,7 @@ fn sentence(process: &Process, finding: &Finding) -> String {
 
 /// The first function of the program's own, and where it is.
 fn site(finding: &Finding) -> String {
-    site_frame(&finding.site.frames)
-        .map_or_else(|| "unknown code".to_owned(), |frame| line(frame))
+    site_frame(&finding.site.frames).map_or_else(|| "unknown code".to_owned(), |frame| line(frame))
 }
 
 fn line(frame: &Frame) -> String {
