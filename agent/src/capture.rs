@@ -7,6 +7,7 @@ pub mod address_space;
 pub mod allocators;
 pub mod bpf;
 pub mod files;
+pub mod libraries;
 pub mod links;
 pub mod object;
 pub mod probe_point;

@@ -9,14 +9,13 @@ use std::borrow::Cow;
 use object::{
     LittleEndian,
     elf::{
-        DT_SONAME, PF_X, PT_LOAD, SHN_UNDEF, SHT_NOBITS, SHT_RELA, STT_FUNC, STT_GNU_IFUNC,
-        STT_TLS, SectionHeader64, Sym64,
+        DT_NULL, DT_SONAME, DT_STRSZ, DT_STRTAB, PF_X, PT_DYNAMIC, PT_INTERP, PT_LOAD, SHN_UNDEF,
+        SHT_NOBITS, SHT_RELA, STT_FUNC, STT_GNU_IFUNC, STT_TLS, SectionHeader64, Sym64,
     },
     read::{
         ReadRef,
         elf::{
-            Dyn as _, ElfFile64, ProgramHeader as _, Rela as _, SectionHeader as _, Sym as _,
-            SymbolTable,
+            ElfFile64, ProgramHeader as _, Rela as _, SectionHeader as _, Sym as _, SymbolTable,
         },
     },
 };
@@ -33,8 +32,10 @@ const MAX_STRINGS: u64 = 192 << 20;
 const MAX_RELOCATIONS: usize = 2 << 20;
 /// Largest section that is read whole.
 pub(crate) const MAX_SECTION: u64 = 96 << 20;
-/// Entries of the dynamic section looked at.
-const MAX_DYNAMIC: usize = 4096;
+/// Bytes of the dynamic segment looked at.
+const MAX_DYNAMIC: u64 = 64 << 10;
+/// Longest path that the kernel takes.
+const MAX_PATH: u64 = 4096;
 
 const LE: LittleEndian = LittleEndian;
 
@@ -307,33 +308,61 @@ pub fn soname<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> &'data [u8] {
         .unwrap_or_default()
 }
 
-/// Strings of all dynamic entries with this tag, in order.
+/// Strings of all entries of the dynamic segment with this tag, in order.
 pub fn dynamic_strings<'data, R: ReadRef<'data>>(
     elf: &Elf<'data, R>,
     tag: i64,
 ) -> Vec<&'data [u8]> {
-    let sections = elf.elf_section_table();
-    let Ok(Some((entries, strings))) = sections.dynamic(LE, elf.data()) else {
-        return Vec::new();
-    };
-    let Ok(strings) = sections.section(strings) else {
-        return Vec::new();
-    };
-    let Some((offset, size)) = strings
-        .file_range(LE)
-        .filter(|(_, size)| *size <= MAX_STRINGS)
+    let Some(segment) = elf
+        .elf_program_headers()
+        .iter()
+        .find(|segment| segment.p_type(LE) == PT_DYNAMIC)
     else {
         return Vec::new();
     };
-    let Ok(bytes) = elf.data().read_bytes_at(offset, size) else {
+    let size = segment.p_filesz(LE).min(MAX_DYNAMIC);
+    let Ok(bytes) = elf.data().read_bytes_at(segment.p_offset(LE), size) else {
         return Vec::new();
     };
-    let names = Names(bytes);
-    entries
+    let (entries, _) = bytes.as_chunks::<16>();
+    let entries = entries.iter().map(|entry| {
+        let (words, _) = entry.as_chunks::<8>();
+        let word = |index: usize| words.get(index).map_or(0, |word| u64::from_le_bytes(*word));
+        (word(0) as i64, word(1))
+    });
+    let entries: Vec<(i64, u64)> = entries.take_while(|(tag, _)| *tag != DT_NULL).collect();
+    let value = |wanted: i64| {
+        entries
+            .iter()
+            .find(|(tag, _)| *tag == wanted)
+            .map(|(_, value)| *value)
+    };
+    let (Some(strings), Some(size)) = (value(DT_STRTAB), value(DT_STRSZ)) else {
+        return Vec::new();
+    };
+    let names = Names(bytes_at(elf, strings, size.min(MAX_STRINGS)));
+    let offsets = entries
         .iter()
-        .take(MAX_DYNAMIC)
-        .filter(|entry| entry.d_tag(LE) == tag)
-        .filter_map(|entry| u32::try_from(entry.d_val(LE)).ok())
+        .filter(|(known, _)| *known == tag)
+        .filter_map(|(_, value)| u32::try_from(*value).ok());
+    offsets
         .map(|offset| names.get(offset))
+        .filter(|name| !name.is_empty())
         .collect()
+}
+
+/// The program interpreter that the kernel starts, if the file names one.
+pub fn interpreter<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Option<&'data [u8]> {
+    let segment = elf
+        .elf_program_headers()
+        .iter()
+        .find(|segment| segment.p_type(LE) == PT_INTERP)?;
+    let bytes = elf
+        .data()
+        .read_bytes_at(segment.p_offset(LE), segment.p_filesz(LE).min(MAX_PATH))
+        .ok()?;
+    bytes
+        .split(|byte| *byte == 0)
+        .next()
+        .filter(|path| !path.is_empty())
 }
