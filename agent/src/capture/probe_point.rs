@@ -274,15 +274,16 @@ const fn is_write(access: OpAccess) -> bool {
 /// jumps without an operand size prefix (`arch/x86/kernel/uprobes.c`,
 /// `push_setup_xol_ops` and `branch_setup_xol_ops`). `endbr64` is none of them.
 fn emulated(instruction: &[u8]) -> bool {
-    matches!(
+    let push = matches!(instruction, [0x50..=0x57] | [0x41, 0x50..=0x57]);
+    let nop = matches!(
         instruction,
-        // push
-        [0x50..=0x57] | [0x41, 0x50..=0x57]
-        // jcc, jmp, call
-        | [0xeb | 0x70..=0x7f, _] | [0xe8 | 0xe9, _, _, _, _] | [0x0f, 0x80..=0x8f, _, _, _, _]
-        // nop
-        | [0x90] | [0x66, 0x90] | [0x0f, 0x1f, ..] | [0x66, 0x0f, 0x1f, ..]
-    )
+        [0x90] | [0x66, 0x90] | [0x0f, 0x1f, ..] | [0x66, 0x0f, 0x1f, ..]
+    );
+    let branch = matches!(
+        instruction,
+        [0xeb | 0x70..=0x7f, _] | [0xe8 | 0xe9, _, _, _, _] | [0x0f, 0x80..=0x8f, _, _, _, _]
+    );
+    push || nop || branch
 }
 
 #[cfg(test)]
