@@ -11,6 +11,7 @@ pub mod libraries;
 pub mod links;
 pub mod object;
 pub mod probe_point;
+pub mod probes;
 pub mod ring;
 pub mod tables;
 pub mod target;
@@ -19,6 +20,7 @@ pub mod trial;
 use std::{
     collections::HashMap,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
 };
 
 use agent_ebpf::abi::heap::{
@@ -158,11 +160,31 @@ impl Capture {
         if process.seccomp != 0 && !self.seccomp_survives {
             return Err(Refusal::Seccomp(process.pid));
         }
-        self.attach_by(process, mean, self.method)
+        self.attach_by(process, mean, self.method, &[])
+    }
+
+    /// As [`Self::attach`], for a child of ours that is about to execute a
+    /// command: also in the files that the command will map.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_command(
+        &mut self,
+        process: Process,
+        mean: u64,
+        upcoming: &[PathBuf],
+    ) -> Result<(), Refusal> {
+        self.attach_by(process, mean, self.method, upcoming)
     }
 
     /// As [`Self::attach`], in a given way and whatever the trial has shown.
-    fn attach_by(&mut self, process: Process, mean: u64, method: Method) -> Result<(), Refusal> {
+    fn attach_by(
+        &mut self,
+        process: Process,
+        mean: u64,
+        method: Method,
+        upcoming: &[PathBuf],
+    ) -> Result<(), Refusal> {
         let pid = process.pid;
         let used: Vec<u32> = self.targets.values().map(|target| target.slot).collect();
         let Some(slot) = (0..MAX_TARGETS).find(|slot| !used.contains(slot)) else {
@@ -171,7 +193,12 @@ impl Capture {
         };
         self.clear_counts(slot)
             .map_err(|error| Refusal::Other(format!("{error:#}")))?;
-        let place = Place { slot, mean, method };
+        let place = Place {
+            slot,
+            mean,
+            method,
+            upcoming,
+        };
         let target = Target::attach(
             &mut self.object,
             &mut self.files,

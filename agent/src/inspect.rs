@@ -7,7 +7,7 @@ mod progress;
 mod report;
 mod selection;
 
-use std::{collections::HashMap, process::Child, time::Duration};
+use std::{collections::HashMap, path::PathBuf, process::Child, time::Duration};
 
 use agent_ebpf::abi::heap::Target;
 use anyhow::{Context as _, Result, bail};
@@ -110,7 +110,7 @@ impl<'a> Inspection<'a> {
         let began = std::time::SystemTime::now();
         for process in std::mem::take(&mut self.selection.processes) {
             let mean = self.args.sample.unwrap_or(Target::COUNT_ONLY);
-            self.attach(process, mean);
+            self.attach(process, mean, &[]);
         }
         self.start_command()?;
         let run = Run::begin(began);
@@ -126,19 +126,25 @@ impl<'a> Inspection<'a> {
     }
 
     /// Starts to follow a process, or notes why that is impossible.
-    fn attach(&mut self, process: Process, mean: u64) {
+    fn attach(&mut self, process: Process, mean: u64, upcoming: &[PathBuf]) {
         let pid = process.pid;
-        match self.capture.attach(process.clone(), mean) {
-            Ok(()) => {
-                let attached = self
-                    .capture
-                    .target(pid)
-                    .map_or_else(kernel::monotonic_ns, |target| target.attached_ns);
-                self.accounts
-                    .insert(pid, Account::new(process, attached, mean));
-            }
+        let attached = if upcoming.is_empty() {
+            self.capture.attach(process.clone(), mean)
+        } else {
+            self.capture.attach_command(process.clone(), mean, upcoming)
+        };
+        match attached {
+            Ok(()) => self.open_account(process, mean),
             Err(refusal) => self.selection.skip(Some(pid), &refusal.to_string()),
         }
+    }
+
+    fn open_account(&mut self, process: Process, mean: u64) {
+        let pid = process.pid;
+        let target = self.capture.target(pid);
+        let attached = target.map_or_else(kernel::monotonic_ns, |target| target.attached_ns);
+        self.accounts
+            .insert(pid, Account::new(process, attached, mean));
     }
 
     /// Attaches to the waiting command and lets it go.
@@ -148,7 +154,8 @@ impl<'a> Inspection<'a> {
         };
         let pid = waiting.pid;
         let process = Process::of(pid).context("the command is gone before its start")?;
-        self.attach(process, self.args.sample.unwrap_or(1));
+        let upcoming = command::upcoming_files(&self.args.command);
+        self.attach(process, self.args.sample.unwrap_or(1), &upcoming);
         let child = waiting.release()?;
         if let Some(account) = self.accounts.get_mut(&pid) {
             account.command = Some(Command::default());
@@ -239,13 +246,10 @@ impl<'a> Inspection<'a> {
         {
             let mean = self.args.sample.unwrap_or(1);
             if self.capture.attach(process.clone(), mean).is_ok() {
-                let attached = self
-                    .capture
-                    .target(child)
-                    .map_or_else(kernel::monotonic_ns, |target| target.attached_ns);
-                let mut account = Account::new(process, attached, mean);
-                account.descendant = true;
-                self.accounts.insert(child, account);
+                self.open_account(process, mean);
+                if let Some(account) = self.accounts.get_mut(&child) {
+                    account.descendant = true;
+                }
                 return;
             }
         }

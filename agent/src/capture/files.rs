@@ -1,9 +1,9 @@
 //! Files that targets have mapped: opened and compiled once, shared by all
 //! targets, known by device and inode.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
-use agent_ebpf::abi::{heap::FunctionKind, stack::Row};
+use agent_ebpf::abi::stack::Row;
 use anyhow::Result;
 use object::{
     LittleEndian, Object as _,
@@ -14,7 +14,7 @@ use object::{
 use super::{
     allocators,
     object::Object,
-    probe_point,
+    probes::{self, FamilyProbes},
     tables::{Piece, Tables},
 };
 use crate::{
@@ -46,30 +46,6 @@ pub struct Segment {
     pub executable: bool,
 }
 
-/// An allocator function with the instruction to probe.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FunctionProbe {
-    /// What it does with its arguments.
-    pub kind: FunctionKind,
-    /// It may call another probed function.
-    pub may_nest: bool,
-    /// The probed instruction, as an offset in the file.
-    pub offset: u64,
-}
-
-/// An allocator family, ready to be probed as a whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FamilyProbes {
-    /// `glibc`, `jemalloc` …
-    pub kind: &'static str,
-    /// Its functions.
-    pub functions: Vec<FunctionProbe>,
-    /// Functions that deal in blocks and cannot be followed.
-    pub uncovered: Vec<String>,
-    /// Why it cannot be probed.
-    pub why_not: Option<String>,
-}
-
 /// What is known of one file.
 #[derive(Debug)]
 pub struct CodeFile {
@@ -85,6 +61,8 @@ pub struct CodeFile {
     pub is_go: bool,
     /// How to read Tokio's current task id; `None` for a file without Tokio.
     pub task_ids: Option<FileRecipes>,
+    /// Symbols that could not be looked at, if any.
+    pub not_read: Option<&'static str>,
 }
 
 impl CodeFile {
@@ -135,8 +113,8 @@ impl Files {
         if self.known.len() >= MAX_FILES {
             return Err(format!("more than {MAX_FILES} files"));
         }
-        let file = self
-            .read(object, pid, mapping)
+        let file = Module::open(pid, mapping)
+            .and_then(|module| self.read(object, module))
             .map(Arc::new)
             .map_err(|error| format!("{error:#}"));
         self.known.insert(id, file.clone());
@@ -167,6 +145,7 @@ impl Files {
             families: Vec::new(),
             is_go: false,
             task_ids: None,
+            not_read: None,
         });
         self.vdso = Some(Arc::clone(&file));
         Ok(file)
@@ -181,15 +160,36 @@ impl Files {
         self.tables.add(object, rows)
     }
 
-    fn read(&mut self, object: &Object, pid: u32, mapping: &Mapping) -> Result<CodeFile> {
-        let module = Module::open(pid, mapping)?;
-        let (segments, table, families, is_go, task_ids) = module.with_elf(|elf| {
+    /// A file of our own namespace that a process is about to map.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn at_path(&mut self, object: &Object, path: &Path) -> Result<Arc<CodeFile>, String> {
+        let module = Module::open_path(path).map_err(|error| format!("{error:#}"))?;
+        if let Some(known) = self.known.get(&module.id) {
+            return known.clone();
+        }
+        let id = module.id;
+        let file = self
+            .read(object, module)
+            .map(Arc::new)
+            .map_err(|error| format!("{error:#}"));
+        self.known.insert(id, file.clone());
+        file
+    }
+
+    fn read(&mut self, object: &Object, module: Module) -> Result<CodeFile> {
+        let (segments, table, families, is_go, task_ids, not_read) = module.with_elf(|elf| {
+            let discovery = allocators::discover(elf);
+            let not_read = discovery.not_read;
             let table = unwind::compile(elf).unwrap_or_else(|error| {
                 tracing::debug!(file = %module.path.display(), error = %format_args!("{error:#}"), "no unwind rows");
                 unwind::Table::default()
             });
             let is_go = elf.section_by_name(".gopclntab").is_some();
-            Ok((segments(elf.elf_program_headers()), table, families(elf), is_go, task_recipes(elf)))
+            let families = probes::families(elf, discovery);
+            let segments = segments(elf.elf_program_headers());
+            Ok((segments, table, families, is_go, task_recipes(elf), not_read))
         })?;
         let pieces = self.add_rows(object, &table.rows)?;
         tracing::debug!(file = %module.path.display(), rows = table.rows.len(), unsupported = table.unsupported, "unwind rows");
@@ -200,6 +200,7 @@ impl Files {
             families,
             is_go,
             task_ids,
+            not_read,
         })
     }
 }
@@ -213,56 +214,6 @@ fn segments(headers: &[object::elf::ProgramHeader64<LittleEndian>]) -> Vec<Segme
             address: header.p_vaddr(LittleEndian),
             size: header.p_filesz(LittleEndian),
             executable: header.p_flags(LittleEndian) & PF_X != 0,
-        })
-        .collect()
-}
-
-/// The allocator families of a file with the instruction to probe in each
-/// function. A family is probed as a whole or not at all.
-fn families(elf: &Elf<'_>) -> Vec<FamilyProbes> {
-    let discovery = allocators::discover(elf);
-    discovery
-        .families
-        .into_iter()
-        .map(|family| {
-            let mut why_not = family.why_not;
-            let mut functions = Vec::new();
-            for function in &family.functions {
-                let code = allocators::body(elf, function);
-                let rows = probe_point::cfa_rows(elf, function.address, function.size);
-                let wants_return = function.kind != FunctionKind::Free;
-                match probe_point::choose(
-                    code,
-                    function.address,
-                    &rows,
-                    wants_return,
-                    function.kind,
-                ) {
-                    Ok(point) => {
-                        if let Some(reason) = point.stepped_because {
-                            tracing::debug!(
-                                function = function.name,
-                                reason,
-                                "the probe is single-stepped"
-                            );
-                        }
-                        functions.push(FunctionProbe {
-                            kind: function.kind,
-                            may_nest: function.may_nest,
-                            offset: function.file_offset + point.offset,
-                        });
-                    }
-                    Err(refusal) => {
-                        why_not = why_not.or_else(|| Some(format!("{}: {refusal}", function.name)))
-                    }
-                }
-            }
-            FamilyProbes {
-                kind: family.kind,
-                functions,
-                uncovered: family.uncovered,
-                why_not,
-            }
         })
         .collect()
 }

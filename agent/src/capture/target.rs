@@ -24,7 +24,6 @@ use super::{
 use crate::{
     host::{
         kernel,
-        module::ModuleId,
         process::{self, Process},
         quarantine::Quarantine,
     },
@@ -108,13 +107,15 @@ pub struct Allocator {
 
 /// Where and how a target is followed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct Place<'a> {
     /// Its place in the kernel's table.
     pub(super) slot: u32,
     /// Sampling mean in bytes.
     pub(super) mean: u64,
     /// How its probes are attached.
     pub(super) method: Method,
+    /// Files that it is about to map.
+    pub(super) upcoming: &'a [PathBuf],
 }
 
 /// A process under capture.
@@ -137,7 +138,8 @@ pub struct Target {
     pub tasks: TaskIds,
     method: Method,
     links: Vec<Links>,
-    probed: HashSet<ModuleId>,
+    /// Inode and build id.
+    probed: HashSet<(u64, Option<String>)>,
     refreshed: Instant,
 }
 
@@ -148,7 +150,7 @@ impl Target {
         files: &mut Files,
         quarantine: &Quarantine,
         process: Process,
-        place: Place,
+        place: Place<'_>,
     ) -> Result<Self, Refusal> {
         let pid = process.pid;
         check(&process)?;
@@ -195,7 +197,12 @@ impl Target {
             refreshed: Instant::now(),
         };
         target.publish(object).map_err(gone)?;
-        let attached = target.attach_new_files(object);
+        let upcoming: Vec<Arc<CodeFile>> = place
+            .upcoming
+            .iter()
+            .filter_map(|path| files.at_path(object, path).ok())
+            .collect();
+        let attached = target.attach_new_files(object, upcoming);
         target.attached_ns = kernel::monotonic_ns();
         match attached {
             Ok(()) if target.links.is_empty() => Err(Refusal::NoAllocator {
@@ -300,7 +307,7 @@ impl Target {
                 // SAFETY: the map's own types.
                 unsafe { bpf::update(object.map("TARGETS")?, &self.slot, &slot) }?;
             }
-            self.attach_new_files(object)
+            self.attach_new_files(object, Vec::new())
         });
         if let Err(error) = again {
             // Most often the process has just ended, which is reported apart.
@@ -325,16 +332,26 @@ impl Target {
     }
 
     /// Probes the files that appeared since the last time.
-    fn attach_new_files(&mut self, object: &mut Object) -> Result<()> {
-        let mut fresh: Vec<Arc<CodeFile>> = Vec::new();
-        for code in &self.space.code {
-            if let Ok(file) = &code.file
-                && let Some(module) = &file.module
-                && self.probed.insert(module.id)
-            {
-                fresh.push(Arc::clone(file));
-            }
-        }
+    fn attach_new_files(
+        &mut self,
+        object: &mut Object,
+        upcoming: Vec<Arc<CodeFile>>,
+    ) -> Result<()> {
+        let mapped = self
+            .space
+            .code
+            .iter()
+            .filter_map(|code| code.file.as_ref().ok().cloned());
+        let mut fresh: Vec<Arc<CodeFile>> = mapped.chain(upcoming).collect();
+        // By build id rather than device, which file systems report in two
+        // ways: a file probed twice would be counted twice.
+        fresh.retain(|file| {
+            let Some(module) = &file.module else {
+                return false;
+            };
+            self.probed
+                .insert((module.id.inode, module.build_id.clone()))
+        });
         let mut places: Vec<(PathBuf, FilePoints)> = Vec::new();
         for file in &fresh {
             let Some(module) = &file.module else { continue };
@@ -396,7 +413,14 @@ impl Target {
             .code
             .iter()
             .filter(|code| code.mapping.is_file())
-            .filter_map(|code| code.file.as_ref().err().cloned())
+            .filter_map(|code| match &code.file {
+                Ok(file) => Some(format!(
+                    "{}: {}",
+                    file.module.as_ref()?.path.display(),
+                    file.not_read?
+                )),
+                Err(why) => Some(why.clone()),
+            })
             .collect();
         if unread.is_empty() {
             "none of its files has the symbols of a known one (a stripped static program hides them)".to_owned()

@@ -62,7 +62,12 @@ fn try_on(capture: &mut Capture, method: Method, child: &mut Child) -> Result<Ou
         .read_exact(&mut ready)
         .context("the trial process does not start")?;
     let process = Process::of(child.id())?;
-    capture.attach_by(process, agent_ebpf::abi::heap::Target::COUNT_ONLY, method)?;
+    capture.attach_by(
+        process,
+        agent_ebpf::abi::heap::Target::COUNT_ONLY,
+        method,
+        &[],
+    )?;
     // From here on returns are probed as well.
     capture.set_mean(child.id(), 1)?;
     let before = capture.counts(child.id());

@@ -12,7 +12,7 @@ use std::{
             fs::{MetadataExt as _, OpenOptionsExt as _},
         },
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::mpsc,
     thread,
     time::Duration,
@@ -76,19 +76,42 @@ impl Module {
         let file = with_deadline(move || open_mapped(pid, &wanted))
             .and_then(|result| result)
             .with_context(|| format!("cannot open {}", shown.display()))?;
+        Self::of_file(id, shown, file)
+    }
+
+    /// Opens a file of our own namespace.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_path(path: &Path) -> Result<Self> {
+        let wanted = path.to_owned();
+        let file = with_deadline(move || open_regular(&wanted))
+            .and_then(|result| result)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        let metadata = file.metadata()?;
+        let device = nix::sys::stat::major(metadata.dev()) as u32;
+        let device = (device, nix::sys::stat::minor(metadata.dev()) as u32);
+        Self::of_file(
+            ModuleId {
+                device,
+                inode: metadata.ino(),
+            },
+            path.to_owned(),
+            file,
+        )
+    }
+
+    fn of_file(id: ModuleId, path: PathBuf, file: File) -> Result<Self> {
         let mut module = Self {
             id,
-            path: shown,
+            path,
             build_id: None,
             file,
         };
         module.build_id = module
             .with_elf(|elf| {
-                Ok(elf
-                    .build_id()
-                    .ok()
-                    .flatten()
-                    .map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect()))
+                let id = elf.build_id().ok().flatten();
+                Ok(id.map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect()))
             })
             .unwrap_or_default();
         Ok(module)
@@ -110,6 +133,18 @@ impl Module {
     pub fn descriptor_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
+}
+
+/// Opens a regular file without blocking on devices and pipes.
+pub fn open_regular(path: &Path) -> Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    let metadata = file.metadata()?;
+    ensure!(metadata.is_file(), "not a regular file");
+    ensure!(metadata.len() <= MAX_BYTES, "larger than {MAX_BYTES} bytes");
+    Ok(file)
 }
 
 fn open_mapped(pid: u32, mapping: &Mapping) -> Result<File> {

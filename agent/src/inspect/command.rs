@@ -9,12 +9,15 @@ use std::{
         fd::{AsRawFd as _, OwnedFd},
         unix::process::CommandExt as _,
     },
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::{self, JoinHandle},
 };
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::fcntl::OFlag;
+
+use crate::{capture::libraries, host::module};
 
 /// A child that has been forked and waits for [`Self::release`].
 ///
@@ -97,6 +100,30 @@ impl Duplicate for io::Stderr {
     fn as_fd_clone(&self) -> io::Result<OwnedFd> {
         use std::os::fd::AsFd as _;
         self.as_fd().try_clone_to_owned()
+    }
+}
+
+/// The files that the command will map, as far as they can be told.
+pub(super) fn upcoming_files(command: &[OsString]) -> Vec<PathBuf> {
+    let Some(program) = command.first() else {
+        return Vec::new();
+    };
+    let environment: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+    match libraries::images(&HostFiles, program, &environment) {
+        Ok(images) => images.files,
+        Err(problem) => {
+            tracing::debug!(%problem, "the command's libraries are not known before it runs");
+            Vec::new()
+        }
+    }
+}
+
+/// Files as this process sees them, which the command inherits.
+struct HostFiles;
+
+impl libraries::Files for HostFiles {
+    fn open(&self, path: &Path) -> io::Result<File> {
+        module::open_regular(path).map_err(io::Error::other)
     }
 }
 
