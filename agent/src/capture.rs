@@ -210,6 +210,22 @@ impl Capture {
         Ok(())
     }
 
+    /// Attaches to a target anew by perf events. Its children inherit their
+    /// breakpoints too, but take them off at the first hit, where those of
+    /// links stay and cost every call until the links are gone. What was
+    /// recorded so far is dropped, because frees go unseen in between.
+    ///
+    /// # Errors
+    /// As [`Self::attach`]; the target is then followed no more.
+    pub fn spare_children(&mut self, id: TargetId) -> Result<(), Refusal> {
+        let Some(target) = self.targets.get(&id) else {
+            return Ok(());
+        };
+        let (process, mean) = (target.process.clone(), target.mean);
+        self.forget(id);
+        self.attach_by(process, mean, Method::Perf, &[])
+    }
+
     /// Notes that a target died by a signal while it was probed: its build is
     /// not probed again. Returns whether it can be remembered beyond this run.
     pub fn quarantine(&mut self, id: TargetId, signal: i32) -> Result<()> {
@@ -293,6 +309,9 @@ impl Capture {
                 }
                 Event::Fork(child) => incidents.push((tgid, Incident::Forked(child))),
                 Event::Exec(_) => {
+                    if let Some(target) = self.targets.get_mut(&tgid) {
+                        target.restart();
+                    }
                     incidents.push((tgid, Incident::Executed));
                     stale.push(tgid);
                 }

@@ -43,6 +43,8 @@ const READING_SHARE: u32 = 20;
 /// Calls are only counted for so long, to choose a sampling mean; the
 /// observation begins then.
 const FIRST_LOOK: Duration = Duration::from_millis(250);
+/// After so many children, a process is probed in a way that spares them.
+const MANY_CHILDREN: u64 = 16;
 /// Children of a command that are followed at most.
 const MAX_CHILDREN: usize = 32;
 
@@ -253,8 +255,25 @@ impl<'a> Inspection<'a> {
                 return;
             }
         }
-        if let Some(account) = self.accounts.get_mut(&parent) {
-            account.unfollowed += 1;
+        let Some(account) = self.accounts.get_mut(&parent) else {
+            return;
+        };
+        account.unfollowed += 1;
+        let chosen = self.args.attach.is_some() || self.capture.method() == Method::Perf;
+        if account.unfollowed != MANY_CHILDREN || chosen {
+            return;
+        }
+        match self.capture.spare_children(parent) {
+            Ok(()) => {
+                let target = self.capture.target(parent);
+                let attached =
+                    target.map_or_else(kernel::monotonic_ns, |target| target.attached_ns);
+                account.begin_again(attached);
+            }
+            Err(refusal) => {
+                self.selection.skip(Some(parent), &refusal.to_string());
+                self.accounts.remove(&parent);
+            }
         }
     }
 

@@ -272,6 +272,12 @@ impl Target {
         Ok(array::<Slot>(object.aya_map("TARGETS")?)?.get(&self.slot, 0)?)
     }
 
+    /// The process runs another program: nothing known of its memory holds.
+    pub(super) fn restart(&mut self) {
+        self.space = AddressSpace::default();
+        self.tasks = TaskIds::default();
+    }
+
     /// Looks at the mappings again, after the kernel met unknown code or the
     /// process ran another program.
     pub(super) fn refresh(&mut self, object: &mut Object, files: &mut Files) {

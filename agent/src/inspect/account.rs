@@ -74,6 +74,15 @@ impl Account {
         }
     }
 
+    /// Its probes were attached anew, and nothing before counts.
+    pub(super) fn begin_again(&mut self, attached_ns: u64) {
+        self.ledger = Ledger::default();
+        self.attached_ns = attached_ns;
+        self.observed = Duration::ZERO;
+        self.counts = TargetCounts::default();
+        self.looked = (Instant::now(), TargetCounts::default());
+    }
+
     /// Enters what the kernel's tables held at `now_ns`.
     pub(super) fn observe(&mut self, now_ns: u64, reading: Reading, counts: TargetCounts) {
         let since = |ns: u64| Duration::from_nanos(ns.saturating_sub(self.attached_ns));

@@ -308,17 +308,17 @@ pub(super) fn exit_code(document: &Document, args: &InspectArgs) -> u8 {
     if found {
         return EXIT_FOUND;
     }
-    let blind = document.processes.iter().any(|process| {
-        process
-            .detection_limit_bytes_per_s
-            .is_none_or(|limit| args.limit.is_some_and(|wanted| limit > wanted as f64))
-    });
-    // A child of a command may live too briefly to say anything; a named
-    // target may not.
-    if !document.skipped.is_empty()
-        || document.processes.is_empty()
-        || (args.limit.is_some() && blind)
-    {
+    let limits: Vec<f64> = document
+        .processes
+        .iter()
+        .filter_map(|process| process.detection_limit_bytes_per_s)
+        .collect();
+    // Nothing can be said of a process that was seen too briefly; children of
+    // a command may be such, but not all processes.
+    let too_coarse = args
+        .limit
+        .is_some_and(|wanted| limits.iter().any(|limit| *limit > wanted as f64));
+    if !document.skipped.is_empty() || limits.is_empty() || too_coarse {
         return EXIT_INCONCLUSIVE;
     }
     EXIT_NOTHING
