@@ -84,7 +84,7 @@ fn stripped() -> Result<()> {
     }
     let small = SmallLeak::start(&path, &mut lab::random("stripped")?)?;
     let pid = small.program.pid();
-    let report = Inspection::of(pid, 4)?
+    let report = Inspection::of(pid, 8)?
         .arguments(["--fail-on", "suspected"])
         .run()?;
     report.expect_code(&[3])?;
@@ -138,7 +138,7 @@ impl SmallLeak {
     /// in an allocator called `kind`.
     pub(crate) fn check(&self, arguments: &[&str], kind: &str) -> Result<()> {
         let pid = self.program.pid();
-        let report = Inspection::of(pid, 6)?
+        let report = Inspection::of(pid, 8)?
             .arguments(["--fail-on", "suspected"])
             .arguments(arguments)
             .run()?;

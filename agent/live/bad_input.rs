@@ -166,7 +166,7 @@ fn exits_meanwhile() -> Result<()> {
     let pid = small.program.pid();
     let running = Inspection::of(pid, 40)?.start()?;
     breakpoints::wait_for(pid, Duration::from_secs(15))?;
-    thread::sleep(Duration::from_secs(3));
+    thread::sleep(Duration::from_secs(7));
     small.program.kill()?;
     let report = running
         .finish(Duration::from_secs(10))

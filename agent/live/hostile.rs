@@ -57,7 +57,7 @@ pub(crate) fn hostile_program() -> Result<Program> {
 fn escaped() -> Result<()> {
     let program = hostile_program()?;
     let pid = program.pid();
-    let report = Inspection::of(pid, 4)?
+    let report = Inspection::of(pid, 8)?
         .arguments(["--fail-on", "suspected"])
         .run()?;
     report.expect_code(&[3])?;

@@ -54,7 +54,7 @@ fn stored() -> Result<()> {
         .arg(&journal)
         .arg(&catalogue)
         .arg(lab::lingerscope()?);
-    let report = Inspection::by(command, 5)?
+    let report = Inspection::by(command, 8)?
         .arguments([
             "--journal",
             "--fail-on",

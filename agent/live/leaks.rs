@@ -1,6 +1,8 @@
 //! Each leak of the example server is found where it is, as fast as it is, in
 //! the task that did it.
 
+use std::{thread, time::Duration};
+
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 
@@ -54,7 +56,7 @@ fn source_line() -> Result<()> {
     let path = lab::example("server")?;
     let program = Program::start(&path, &["--leak", "map", "--seconds", "60"])?;
     let pid = program.pid();
-    let report = Inspection::of(pid, 5)?
+    let report = Inspection::of(pid, 8)?
         .arguments(["--fail-on", "suspected"])
         .run()?;
     report.expect_code(&[3])?;
@@ -99,6 +101,9 @@ pub(crate) fn check(server: &Server, sampling: &[&str]) -> Result<()> {
         .run()?;
     let drawn = &server.drawn;
     ensure!(report.code() == Some(3), "{drawn}: not found\n{report}");
+    // The server writes its count at its own pace: wait for the line after the
+    // end.
+    thread::sleep(Duration::from_millis(500));
     let truth = server.truth()?;
     let top = report.top(pid)?;
     ensure!(

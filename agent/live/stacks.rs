@@ -17,7 +17,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("stacks::deep_recursion", || {
             let report = inspect("deep", &[])?;
-            let frames = found(&report, &["leak_here", "deep", "leak_by_pathway", "main"])?;
+            let frames = found(&report, &["leak_here", "deep", "leak_by_pathway", "_start"])?;
             let depth = frames.iter().filter(|name| **name == "deep").count();
             ensure!(
                 depth == 61,
@@ -29,7 +29,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             let report = inspect("signal", &[])?;
             found(
                 &report,
-                &["leak_here", "on_signal", "leak_by_pathway", "main"],
+                &["leak_here", "on_signal", "leak_by_pathway", "_start"],
             )
             .map(drop)
         }),
@@ -37,7 +37,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             let report = inspect("callback", &[])?;
             found(
                 &report,
-                &["leak_here", "compare", "leak_by_pathway", "main"],
+                &["leak_here", "compare", "leak_by_pathway", "_start"],
             )
             .map(drop)
         }),
@@ -49,11 +49,11 @@ pub(crate) fn trials() -> Vec<Trial> {
                 "library_loaded_later.so",
             )?;
             let report = inspect(&library.to_string_lossy(), &[])?;
-            found(&report, &["leak_in_library", "leak_by_pathway", "main"]).map(drop)
+            found(&report, &["leak_in_library", "leak_by_pathway", "_start"]).map(drop)
         }),
         trial("stacks::position_dependent_program", || {
             let report = inspect("deep", &["-no-pie", "-fno-pie"])?;
-            found(&report, &["leak_here", "deep", "leak_by_pathway", "main"]).map(drop)
+            found(&report, &["leak_here", "deep", "leak_by_pathway", "_start"]).map(drop)
         }),
     ]
 }
@@ -62,7 +62,7 @@ fn inspect(pathway: &str, flags: &[&str]) -> Result<Report> {
     let name = format!("stacks{}", flags.concat());
     let path = lab::compile("cc", "stacks.c", flags, &name)?;
     let program = start(&path, pathway)?;
-    let report = Inspection::of(program.pid(), 7)?
+    let report = Inspection::of(program.pid(), 8)?
         .arguments(["--fail-on", "suspected"])
         .run()?;
     report.expect_code(&[3])?;

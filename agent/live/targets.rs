@@ -24,7 +24,7 @@ fn several() -> Result<()> {
     let second = lab::compile("cc", "leak.c", &flags, "leak-jemalloc")?;
     let second = SmallLeak::start(&second, &mut random)?;
     let pids = [first.program.pid(), second.program.pid()];
-    let report = Inspection::of(pids[0], 5)?
+    let report = Inspection::of(pids[0], 8)?
         .arguments(["-p", &pids[1].to_string(), "--fail-on", "suspected"])
         .run()?;
     both_found(&report, &pids)
@@ -37,7 +37,7 @@ fn by_name() -> Result<()> {
     let first = SmallLeak::start(&path, &mut random)?;
     let second = SmallLeak::start(&path, &mut random)?;
     let _other = SmallLeak::start(&plain()?, &mut random)?;
-    let report = Inspection::new(5)?
+    let report = Inspection::new(8)?
         .arguments(["--name", "leak-by-name", "--fail-on", "suspected"])
         .run()?;
     ensure!(
