@@ -11,6 +11,7 @@ mod process;
 mod report;
 mod shape;
 mod site;
+mod stacks;
 mod survival;
 mod words;
 
@@ -20,6 +21,8 @@ use crate::{
     finding::{Confidence, Estimate, Evidence, Rss, Verdict},
     ledger::{Group, Ledger, StackId, TaskShare},
 };
+
+use growth::Growth;
 
 pub use report::{Identity, Outcome, Stack, findings};
 
@@ -139,11 +142,19 @@ pub fn judge<K: Ord + Clone>(
     context: &Context,
     settings: &Settings,
 ) -> Judgements<K> {
-    let groups: Vec<(K, Group)> = ledger.groups(group_of).into_iter().collect();
     let process = process::Process::of(ledger);
+    let mut groups: Vec<(K, Group, Growth)> = ledger
+        .groups(group_of)
+        .into_iter()
+        .map(|(key, group)| {
+            let growth = growth::growth(&group, &process, settings);
+            (key, group, growth)
+        })
+        .collect();
+    stacks::sharpen(ledger, &mut groups, &process, settings);
     let mut sites: Vec<Judgement<K>> = groups
         .into_iter()
-        .map(|(key, group)| site::judge(key, group, &process, context, settings))
+        .map(|(key, group, growth)| site::judge(key, group, growth, &process, context, settings))
         .collect();
     sites.sort_by(|a, b| {
         let rank = |site: &Judgement<K>| {

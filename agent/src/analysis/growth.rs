@@ -11,7 +11,7 @@ mod total;
 use crate::{finding::Estimate, ledger::Group};
 
 use super::{
-    Settings,
+    LEAST_OBSERVATIONS, Settings,
     process::Process,
     shape::{Drop, drops},
     survival::plateau,
@@ -70,7 +70,8 @@ pub(super) fn growth(group: &Group, process: &Process, settings: &Settings) -> G
         .collect();
     let peak = series.iter().map(|point| point.1).fold(0.0, f64::max);
     let worth = settings.least_rate * process.span();
-    if peak < worth {
+    let short = process.span() < settings.least_observed.as_secs_f64();
+    if short || process.observations < LEAST_OBSERVATIONS || peak < worth {
         return Growth::None;
     }
     // What is in flight varies like a Poisson number; that is no fall either.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     Context, Judgement, LEAST_OBSERVATIONS, Settings,
     estimate::Sum,
-    growth::{Growth, Steady, growth},
+    growth::{Growth, Steady},
     process::{Process, Witness},
     words,
 };
@@ -28,11 +28,12 @@ pub(super) struct Found {
 pub(super) fn judge<K>(
     key: K,
     group: Group,
+    growth: Growth,
     process: &Process,
     context: &Context,
     settings: &Settings,
 ) -> Judgement<K> {
-    let found = find(&group, process, context, settings);
+    let found = find(&group, growth, process, context, settings);
     let (mut bytes, mut blocks) = (Sum::default(), Sum::default());
     for survivor in &group.survivors {
         bytes.add(survivor.size as f64, survivor.weight);
@@ -55,7 +56,13 @@ pub(super) fn judge<K>(
     }
 }
 
-fn find(group: &Group, process: &Process, context: &Context, settings: &Settings) -> Found {
+fn find(
+    group: &Group,
+    growth: Growth,
+    process: &Process,
+    context: &Context,
+    settings: &Settings,
+) -> Found {
     let mut found = Found {
         growth: Growth::None,
         witness: None,
@@ -69,7 +76,7 @@ fn find(group: &Group, process: &Process, context: &Context, settings: &Settings
     {
         return found;
     }
-    found.growth = match growth(group, process, settings) {
+    found.growth = match growth {
         Growth::Slowing {
             queue: Some(steady),
             ratio,

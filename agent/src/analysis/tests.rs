@@ -8,9 +8,9 @@
 mod shapes;
 mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use shapes::{HEALTHY, LEAKS, SITE, Shape};
+use shapes::{HEALTHY, KEYS, LEAKS, SITE, Shape};
 use world::{Random, World};
 
 use super::*;
@@ -31,7 +31,12 @@ fn judged(
         sampling_mean: mean,
         limit,
     };
-    judge(&ledger, |stack| stack.0, &context, &Settings::default())
+    judge(
+        &ledger,
+        |stack| stack.0 % KEYS,
+        &context,
+        &Settings::default(),
+    )
 }
 
 fn each(
@@ -125,6 +130,54 @@ fn leaks_are_found_at_their_rate() {
         f64::from(all.covered) >= 0.95 * f64::from(all.found),
         "{all:?}"
     );
+}
+
+/// Whether a world shows thirty blocks that stay, in half of the tenths of
+/// the run.
+fn is_busy(world: &World) -> bool {
+    let stay = |b: &&world::Block| {
+        b.stack % KEYS == SITE
+            && b.died > world.end()
+            && (world.attach..world.end()).contains(&b.born)
+    };
+    let tenths: BTreeSet<u64> = world
+        .blocks
+        .iter()
+        .filter(stay)
+        .map(|b| ((b.born - world.attach) / world.run * 10.0) as u64)
+        .collect();
+    world.blocks.iter().filter(stay).count() >= 30 && tenths.len() >= 5
+}
+
+#[test]
+fn short_runs_find_busy_leaks() {
+    for (run, least) in [(4.0, 0.8), (10.0, 0.9)] {
+        // its connections outlive such a run
+        for (name, shape) in LEAKS
+            .iter()
+            .filter(|shape| !shape.0.ends_with("from one line"))
+        {
+            let mut score = Score::default();
+            for seed in 0..SEEDS {
+                let mut random = Random(seed * 17 + 3);
+                let mut world = shape(&mut random);
+                // the same world, watched for less time
+                world.run = run;
+                if is_busy(&world) {
+                    score.add(&world, &judged(&world, 1, true, 1.0, None, &mut random));
+                }
+            }
+            println!("{run} s, {name}: {score:?}");
+            assert!(
+                f64::from(score.found) >= least * f64::from(score.runs),
+                "{run} s, {name}: {score:?}"
+            );
+            assert!(
+                f64::from(score.covered) >= 0.9 * f64::from(score.found),
+                "{run} s, {name}: {score:?}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -294,7 +347,7 @@ fn leaks_at_the_detection_limit_are_found() {
 fn nothing_to_say_about_a_short_run() {
     let mut random = Random(1);
     let world = World {
-        run: 3.0,
+        run: 2.0,
         ..World::default()
     };
     let judgements = judged(&world, 1, true, 1.0, None, &mut random);

@@ -4,6 +4,8 @@ use super::world::{Random, World};
 
 /// The stack of interest.
 pub(super) const SITE: u64 = 1;
+/// Stacks with the same remainder are one site.
+pub(super) const KEYS: u64 = 100;
 /// A busy healthy neighbour.
 pub(super) const NEIGHBOUR: u64 = 2;
 const EVER: f64 = 1e9;
@@ -111,7 +113,7 @@ pub(super) const LEAKS: &[(&str, Shape)] = &[
         }
         world
     }),
-    ("per connection, with the connection's blocks", |random| {
+    ("per connection, from one line", |random| {
         let mut world = world(random);
         let rate = random.within(3.0, 20.0);
         let life = random.scale(0.5, world.run / 8.0);
@@ -120,6 +122,18 @@ pub(super) const LEAKS: &[(&str, Shape)] = &[
             world.add(SITE, at, life, 1024);
             world.add(SITE, at, life, 256);
             world.add(SITE, at, EVER, 512);
+        }
+        world
+    }),
+    ("per connection, from another line", |random| {
+        let mut world = world(random);
+        let rate = random.within(3.0, 20.0);
+        let life = random.scale(0.5, world.run / 8.0);
+        for at in arrivals(0.0, world.end(), rate, random) {
+            let life = random.exponential(life);
+            world.add(SITE, at, life, 1024);
+            world.add(SITE, at, life, 256);
+            world.add(SITE + KEYS, at, EVER, 512);
         }
         world
     }),
