@@ -30,26 +30,18 @@ pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
     let tools = setup::prepare(Need::Test, no_install)?;
     // First of all, because everything of the agent's is built anew when the
     // object changes.
-    let mut targets = vec!["--features", "live", "--examples"];
-    if has_live_tests() {
-        targets.extend(["--test", "live"]);
-    } else {
-        eprintln!("test: agent/live is not there yet, so nothing is tested with real probes");
-    }
+    let targets = ["--features", "live", "--examples", "--test", "live"];
     let programs = build::agent_and(&tools, &targets)?;
     if !options.live_only {
         check::with_compiler(&tools)?;
         eprintln!("test: checks passed after {} s", start.elapsed().as_secs());
         shell::run(shell::cargo().args(["test", "--workspace"]))?;
     }
-    if has_live_tests() {
-        eprintln!(
-            "test: live tests start after {} s",
-            start.elapsed().as_secs()
-        );
-        live(&programs, &options.live_arguments)?;
-    }
-    Ok(())
+    eprintln!(
+        "test: live tests start after {} s",
+        start.elapsed().as_secs()
+    );
+    live(&programs, &options.live_arguments)
 }
 
 fn live(programs: &Programs, arguments: &[String]) -> Result<()> {
@@ -65,9 +57,4 @@ fn live(programs: &Programs, arguments: &[String]) -> Result<()> {
     // sudo would drop what repeats the draws of an earlier run.
     variables.extend(env::var_os("LINGERSCOPE_SEED").map(|seed| ("LINGERSCOPE_SEED", seed)));
     shell::run(shell::as_root(programs.path("live")?, &variables).args(arguments))
-}
-
-/// Whether the live tests are part of this tree.
-fn has_live_tests() -> bool {
-    shell::root().join("agent/live").is_dir()
 }
