@@ -160,7 +160,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     if duration < Duration::from_secs(1) {
         return Err(format!("at least one second: {advice}"));
     }
-    if duration > Duration::from_secs(7 * 24 * 3600) {
+    if duration > Duration::from_hours(7 * 24) {
         return Err("at most 7 days".to_owned());
     }
     Ok(duration)
@@ -170,7 +170,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 fn parse_size(text: &str) -> Result<u64, String> {
     let size: bytesize::ByteSize = text
         .parse()
-        .map_err(|_| "write a size such as 512, 64KiB or 1MiB".to_owned())?;
+        .ok()
+        .ok_or("write a size such as 512, 64KiB or 1MiB")?;
     match size.as_u64() {
         0 => Err("at least 1 byte".to_owned()),
         size => Ok(size),
@@ -191,7 +192,7 @@ mod tests {
     fn units() {
         assert_eq!(parse_duration("30s"), Ok(Duration::from_secs(30)));
         assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_duration("1h 30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(parse_duration("1h 30m"), Ok(Duration::from_mins(90)));
         for bad in ["", "soon", "0s", "-5s", "10ms", "9999999h"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }

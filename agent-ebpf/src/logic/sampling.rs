@@ -13,7 +13,7 @@ const SIZE_CAP: u64 = 1 << 40;
 
 /// How far a block of `size` bytes moves along the stream, in 1/[`UNIT`]
 /// means. An empty block counts as one byte.
-#[inline(always)]
+#[inline]
 pub fn distance(size: u64, mean: u64) -> u64 {
     let size = if size == 0 {
         1
@@ -60,10 +60,10 @@ const fn log2_table() -> [u32; 65] {
 
 /// Draws the distance to the next sample point, exponential with mean
 /// [`UNIT`], from a uniform 32-bit number.
-#[inline(always)]
+#[inline]
 pub fn gap(random: u32) -> u64 {
     // u = (2·random + 1) / 2^33 lies strictly inside (0, 1).
-    let u = ((random as u64) << 1) | 1;
+    let u = (u64::from(random) << 1) | 1;
     let mut exponent: u64 = 0;
     let mut x = u;
     if x >= 1 << 32 {
@@ -97,8 +97,8 @@ pub fn gap(random: u32) -> u64 {
     };
     let step = ((mantissa >> 14) & 63) as usize;
     let rest = mantissa & 0x3fff;
-    let low = LOG2[step] as u64;
-    let high = LOG2[step + 1] as u64;
+    let low = u64::from(LOG2[step]);
+    let high = u64::from(LOG2[step + 1]);
     let log2 = exponent * UNIT + low + (((high - low) * rest) >> 14);
     let minus_log2_u = 33 * UNIT - log2;
     // · ln 2, as 2^-32 fixed point

@@ -67,7 +67,7 @@ pub(super) fn sharpen<K>(
             .iter()
             .filter_map(|stack| steady.get(stack))
             .cloned()
-            .reduce(sum);
+            .reduce(|a, b| sum(&a, &b));
         if let Some(found) = found {
             *growth = Growth::Steady(found);
         }
@@ -75,7 +75,7 @@ pub(super) fn sharpen<K>(
 }
 
 /// Both together.
-fn sum(a: Steady, b: Steady) -> Steady {
+fn sum(a: &Steady, b: &Steady) -> Steady {
     Steady {
         rate: Estimate {
             value: a.rate.value + b.rate.value,

@@ -5,7 +5,7 @@
 //! aya has multi-point uprobes.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     ffi::CString,
     io,
     mem::MaybeUninit,
@@ -109,7 +109,7 @@ impl Attributes {
 pub fn load_program(
     object: &[u8],
     name: &str,
-    maps: &HashMap<String, RawFd>,
+    maps: &BTreeMap<String, RawFd>,
     attach: AttachType,
 ) -> Result<OwnedFd> {
     let mut object =

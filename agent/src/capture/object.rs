@@ -1,7 +1,7 @@
 //! The kernel object: embedded at build time, loaded once.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
 };
 
@@ -12,6 +12,8 @@ use aya::{
     maps::{Map, MapData, PerCpuArray, PerCpuValues},
     programs::{RawTracePoint, UProbe},
 };
+
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::bpf::{self, AttachType};
 use crate::host::kernel;
@@ -28,7 +30,7 @@ pub struct Sizes {
 /// The loaded object.
 pub struct Object {
     ebpf: Ebpf,
-    maps: HashMap<String, RawFd>,
+    maps: BTreeMap<String, RawFd>,
     programs: HashMap<(&'static str, u32), OwnedFd>,
 }
 
@@ -167,7 +169,6 @@ impl Object {
 /// Refuses an object of another version: its records would be misread.
 fn check_abi() -> Result<()> {
     let file = object::File::parse(OBJECT).context("the embedded kernel object is damaged")?;
-    use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
     let symbol = file
         .symbol_by_name("LINGERSCOPE_ABI")
         .context("the embedded kernel object tells no version")?;
@@ -213,23 +214,14 @@ mod tests {
     #[test]
     fn every_program_passes_the_verifier() {
         if OBJECT.is_empty() || !nix::unistd::geteuid().is_root() {
-            println!("skipped: needs the kernel object and root");
+            eprintln!("skipped: needs the kernel object and root");
             return;
         }
         let mut object = Object::load(Sizes { live_blocks: 1024 }).unwrap();
-        object
-            .uprobe("heap_session", AttachType::Session)
-            .map(drop)
-            .unwrap_or_else(|e| panic!("{e:#}"));
+        object.uprobe("heap_session", AttachType::Session).unwrap();
         for name in ["heap_enter", "heap_leave", "heap_free"] {
-            object
-                .uprobe(name, AttachType::Multi)
-                .map(drop)
-                .unwrap_or_else(|e| panic!("{e:#}"));
-            object
-                .perf_uprobe(name)
-                .map(drop)
-                .unwrap_or_else(|e| panic!("{e:#}"));
+            object.uprobe(name, AttachType::Multi).unwrap();
+            object.perf_uprobe(name).unwrap();
         }
     }
 }

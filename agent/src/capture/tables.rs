@@ -1,6 +1,6 @@
 //! Unwind tables in the kernel: rows of all files, packed into chunks.
 
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use agent_ebpf::abi::stack::{CHUNK_ROWS, MAX_CHUNKS, Row};
 use anyhow::{Context as _, Result, bail};
@@ -117,7 +117,6 @@ impl Tables {
         };
         let mut rows = self.open.clone();
         rows.resize(CHUNK_ROWS, end);
-        use std::os::fd::AsFd as _;
         // SAFETY: the map holds one value of `CHUNK_ROWS` rows.
         unsafe { bpf::update(map.as_fd(), &0u32, rows.as_slice()) }
             .context("cannot fill unwind tables")?;

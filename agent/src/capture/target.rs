@@ -154,8 +154,9 @@ impl Target {
     ) -> Result<Self, Refusal> {
         let pid = process.pid;
         check(&process)?;
+        let who = process.clone();
         let gone = |error: anyhow::Error| {
-            if process.is_running() {
+            if who.is_running() {
                 Refusal::Other(format!("cannot follow process {pid}: {error:#}"))
             } else {
                 Refusal::Gone(pid)
@@ -184,7 +185,7 @@ impl Target {
         let tasks = current_task::find(pid, &exe, &space);
         let mut target = Self {
             slot: place.slot,
-            process: process.clone(),
+            process,
             attached_ns: 0,
             detached_ns: None,
             mean: place.mean,
@@ -210,7 +211,7 @@ impl Target {
                 why: target.why_none(),
             }),
             // The pid could have gone to another process meanwhile.
-            Ok(()) if !process.is_running() => Err(Refusal::Gone(pid)),
+            Ok(()) if !target.process.is_running() => Err(Refusal::Gone(pid)),
             Ok(()) => Ok(()),
             Err(error) => Err(gone(error)),
         }

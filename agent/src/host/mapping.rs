@@ -10,6 +10,10 @@ use std::{
 const MAX_BYTES: u64 = 16 << 20;
 
 /// One line of `/proc/PID/maps`.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the kernel's line"
+)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
     /// First address.

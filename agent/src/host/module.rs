@@ -3,6 +3,7 @@
 
 use std::{
     ffi::OsStr,
+    fmt::Write as _,
     fs::{File, OpenOptions},
     io,
     os::{
@@ -76,7 +77,7 @@ impl Module {
         let file = with_deadline(move || open_mapped(pid, &wanted))
             .and_then(|result| result)
             .with_context(|| format!("cannot open {}", shown.display()))?;
-        Self::of_file(id, shown, file)
+        Ok(Self::of_file(id, shown, file))
     }
 
     /// Opens a file of our own namespace.
@@ -91,17 +92,17 @@ impl Module {
         let metadata = file.metadata()?;
         let device = nix::sys::stat::major(metadata.dev()) as u32;
         let device = (device, nix::sys::stat::minor(metadata.dev()) as u32);
-        Self::of_file(
+        Ok(Self::of_file(
             ModuleId {
                 device,
                 inode: metadata.ino(),
             },
             path.to_owned(),
             file,
-        )
+        ))
     }
 
-    fn of_file(id: ModuleId, path: PathBuf, file: File) -> Result<Self> {
+    fn of_file(id: ModuleId, path: PathBuf, file: File) -> Self {
         let mut module = Self {
             id,
             path,
@@ -111,10 +112,10 @@ impl Module {
         module.build_id = module
             .with_elf(|elf| {
                 let id = elf.build_id().ok().flatten();
-                Ok(id.map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect()))
+                Ok(id.map(hexadecimal))
             })
             .unwrap_or_default();
-        Ok(module)
+        module
     }
 
     /// Runs `read` on the parsed file.
@@ -133,6 +134,16 @@ impl Module {
     pub fn descriptor_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 /// Opens a regular file without blocking on devices and pipes.

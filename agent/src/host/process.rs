@@ -57,7 +57,8 @@ impl Process {
             .ok_or_else(unexpected)?;
         let comm = stat.get(open + 1..close).unwrap_or_default().to_vec();
         let fields: Vec<&str> = std::str::from_utf8(stat.get(close + 1..).unwrap_or_default())
-            .map_err(|_| unexpected())?
+            .ok()
+            .ok_or_else(unexpected)?
             .split_whitespace()
             .collect();
         let field = |number: usize| fields.get(number - 3).copied().unwrap_or_default();
@@ -69,7 +70,7 @@ impl Process {
         Ok(Self {
             pid,
             ns_pid: last_number(line(&status, b"NSpid:")).unwrap_or(pid),
-            start_time: field(22).parse().map_err(|_| unexpected())?,
+            start_time: field(22).parse().ok().ok_or_else(unexpected)?,
             uid: first_number(line(&status, b"Uid:")).unwrap_or(u32::MAX),
             comm,
             exe,

@@ -14,7 +14,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use nix::fcntl::OFlag;
 
 use crate::{capture::libraries, host::module};
@@ -64,9 +64,7 @@ impl Waiting {
             .spawn(move || command.spawn())?;
         let mut pid = [0u8; 4];
         if let Err(error) = File::from(pid_read).read_exact(&mut pid) {
-            let reason = spawner
-                .join()
-                .map_err(|_| anyhow!("the spawning thread failed"))?;
+            let reason = spawner.join().ok().context("the spawning thread failed")?;
             return Err(reason.err().unwrap_or(error)).context("cannot start the command");
         }
         Ok(Self {
@@ -86,7 +84,8 @@ impl Waiting {
             .context("cannot start the command")?;
         self.spawner
             .join()
-            .map_err(|_| anyhow!("the spawning thread failed"))?
+            .ok()
+            .context("the spawning thread failed")?
             .context("cannot execute the command")
     }
 }

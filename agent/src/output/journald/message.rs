@@ -138,7 +138,7 @@ fn sentence(process: &Process, finding: &Finding) -> String {
 
 /// The first function of the program's own, and where it is.
 fn site(finding: &Finding) -> String {
-    site_frame(&finding.site.frames).map_or_else(|| "unknown code".to_owned(), |frame| line(frame))
+    site_frame(&finding.site.frames).map_or_else(|| "unknown code".to_owned(), line)
 }
 
 fn line(frame: &Frame) -> String {
