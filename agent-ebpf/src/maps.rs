@@ -97,6 +97,11 @@ pub(crate) static MAPPINGS: HashMap<u32, Mappings> =
 /// Indexed by the slot in a probe's cookie.
 #[map]
 pub(crate) static TARGETS: Array<Target> = Array::with_max_entries(MAX_TARGETS, 0);
+/// How many programs each target has run since it became one, indexed like
+/// `TARGETS`. Blocks of another epoch are void: exec replaced the address
+/// space. Apart from `TARGETS`, because user space rewrites that as a whole.
+#[map]
+pub(crate) static EPOCHS: Array<u32> = Array::with_max_entries(MAX_TARGETS, 0);
 /// Slot of each target, for the process events.
 #[map]
 pub(crate) static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGETS, 0);

@@ -23,9 +23,7 @@ use std::{
     path::PathBuf,
 };
 
-use agent_ebpf::abi::heap::{
-    Block, BlockKey, MAX_TARGETS, Site, Target as TargetSlot, TargetCounts,
-};
+use agent_ebpf::abi::heap::{Block, BlockKey, MAX_TARGETS, Site, TargetCounts};
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 
@@ -157,10 +155,7 @@ impl Capture {
     /// # Errors
     /// Why the process cannot be followed.
     pub fn attach(&mut self, process: Process, mean: u64) -> Result<(), Refusal> {
-        if process.seccomp != 0 && !self.seccomp_survives {
-            return Err(Refusal::Seccomp(process.pid));
-        }
-        self.attach_by(process, mean, self.method, &[])
+        self.attach_command(process, mean, &[])
     }
 
     /// As [`Self::attach`], for a child of ours that is about to execute a
@@ -174,6 +169,9 @@ impl Capture {
         mean: u64,
         upcoming: &[PathBuf],
     ) -> Result<(), Refusal> {
+        if process.seccomp != 0 && !self.seccomp_survives {
+            return Err(Refusal::Seccomp(process.pid));
+        }
         self.attach_by(process, mean, self.method, upcoming)
     }
 
@@ -413,10 +411,10 @@ impl Capture {
     }
 
     fn epoch(&self, id: TargetId) -> u32 {
-        self.targets
-            .get(&id)
-            .and_then(|target| target.slot_value(&self.object).ok())
-            .map_or(0, |slot: TargetSlot| slot.epoch)
+        let target = self.targets.get(&id);
+        target
+            .and_then(|target| target.epoch(&self.object).ok())
+            .unwrap_or(0)
     }
 }
 

@@ -9,7 +9,7 @@ mod selection;
 
 use std::{collections::HashMap, path::PathBuf, process::Child, time::Duration};
 
-use agent_ebpf::abi::heap::Target;
+use agent_ebpf::abi::heap::{Target, TargetCounts};
 use anyhow::{Context as _, Result, bail};
 use aya_log::EbpfLogger;
 use tokio::{
@@ -63,6 +63,9 @@ pub fn run(args: &InspectArgs) -> Result<u8> {
     } else {
         Some(Waiting::new(&args.command, args.json)?)
     };
+    // No core dump of ours may carry what was read from a target.
+    // SAFETY: takes numbers only.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -268,7 +271,7 @@ impl<'a> Inspection<'a> {
                 let target = self.capture.target(parent);
                 let attached =
                     target.map_or_else(kernel::monotonic_ns, |target| target.attached_ns);
-                account.begin_again(attached);
+                account.begin_again(attached, TargetCounts::default());
             }
             Err(refusal) => {
                 self.selection.skip(Some(parent), &refusal.to_string());
@@ -355,7 +358,7 @@ impl<'a> Inspection<'a> {
                 account.coarsest.max(mean)
             };
             if first {
-                account.attached_ns = kernel::monotonic_ns();
+                account.begin_again(kernel::monotonic_ns(), account.counts);
             }
         }
     }
@@ -382,8 +385,14 @@ impl<'a> Inspection<'a> {
         self.progress.phase("detaching …");
         self.handle_records();
         self.read()?;
-        for account in self.accounts.values() {
+        for account in self.accounts.values_mut() {
             self.capture.detach(account.id);
+            if let Some(target) = self.capture.target(account.id) {
+                account.left_out = target.left_out as u64;
+                if let Some(refusal) = &target.refused {
+                    self.selection.skip(Some(account.id), &refusal.to_string());
+                }
+            }
         }
         self.handle_records();
         // A command that has ended is a zombie until now; one that runs on

@@ -117,9 +117,8 @@ assert_size!(TaskIdRecipe, 24);
 pub struct Target {
     /// Thread group id as the kernel sees it; 0: the slot is free.
     pub tgid: u32,
-    /// Counts the programs this process has run since it became a target.
-    /// Blocks of another epoch are void: exec replaced the address space.
-    pub epoch: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Sampling mean in bytes; 0 or 1: every allocation;
     /// [`Target::COUNT_ONLY`]: none.
     pub mean: u64,

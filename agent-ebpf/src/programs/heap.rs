@@ -24,7 +24,7 @@ use aya_ebpf::{
 
 use super::task;
 use crate::{
-    maps::{COUNTS, LIVE, NEW_THREAD, SAMPLER, SITES, TARGETS, THREADS, Thread},
+    maps::{COUNTS, EPOCHS, LIVE, NEW_THREAD, SAMPLER, SITES, TARGETS, THREADS, Thread},
     unwind,
 };
 
@@ -74,6 +74,7 @@ extern "C" fn heap_free(ctx: *mut c_void) -> u32 {
 struct Scene {
     target: *const Target,
     counts: *mut TargetCounts,
+    epoch: u32,
     cookie: Cookie,
     thread_id: u64,
     tgid: u32,
@@ -91,9 +92,11 @@ fn scene(ctx: *mut c_void) -> Option<Scene> {
         return None;
     }
     let counts = COUNTS.get_ptr_mut(cookie.slot())?;
+    let epoch = *EPOCHS.get(cookie.slot())?;
     Some(Scene {
         target,
         counts,
+        epoch,
         cookie,
         thread_id,
         tgid,
@@ -184,9 +187,13 @@ fn enter(ctx: *mut c_void) -> u32 {
         if let Some(thread) = known
             && (*thread).active != 0
         {
-            // A deeper stack: called by the allocator function that is
-            // already followed. Otherwise that one never came back.
-            if regs.rsp < (*thread).sp && now().wrapping_sub((*thread).entered_ns) < ABANDONED_NS {
+            // Called by the allocator function that is already followed: from
+            // a deeper stack, or by a jump, which leaves that function's
+            // return address, taken over by the kernel, on top of the stack.
+            // Otherwise that function never came back.
+            let inner =
+                regs.rsp < (*thread).sp || (regs.rsp == (*thread).sp && is_trampoline(regs.rsp));
+            if inner && now().wrapping_sub((*thread).entered_ns) < ABANDONED_NS {
                 return SKIP_RETURN;
             }
             (*thread).active = 0;
@@ -201,7 +208,7 @@ fn enter(ctx: *mut c_void) -> u32 {
 
         let mean = (*scene.target).mean;
         let sampled = is_sampled(size, mean);
-        let epoch = (*scene.target).epoch;
+        let epoch = scene.epoch;
         let old_key = BlockKey {
             tgid: scene.tgid,
             epoch,
@@ -217,6 +224,13 @@ fn enter(ctx: *mut c_void) -> u32 {
         }
         let Some(thread) = thread_record(scene.thread_id) else {
             lose(scene.counts, Loss::ThreadsFull);
+            // Its return will not be seen, so the old block counts as freed.
+            if let Some(block) = old_block {
+                let block = *block;
+                if LIVE.remove(old_key).is_ok() {
+                    account_free(&block, scene.counts);
+                }
+            }
             return SKIP_RETURN;
         };
         let thread = &mut *thread;
@@ -250,6 +264,16 @@ fn enter(ctx: *mut c_void) -> u32 {
         thread.active = 1;
         SEE_RETURN
     }
+}
+
+/// Whether the word at an address is the return trampoline: the kernel maps
+/// its page as the last one below the end of user memory
+/// (`__create_xol_area` in kernel/events/uprobes.c).
+#[inline(always)]
+fn is_trampoline(address: u64) -> bool {
+    const PAGE: u64 = 0x7fff_ffff_e000;
+    // SAFETY: the helper checks the address itself.
+    unsafe { bpf_probe_read_user(address as *const u64) }.is_ok_and(|word| word & !0xfff == PAGE)
 }
 
 /// Makes the stack's site known; its hash, or 0 when it cannot be kept.
@@ -349,7 +373,7 @@ fn leave(ctx: *mut c_void) {
         } else {
             regs.rax
         };
-        let epoch = (*scene.target).epoch;
+        let epoch = scene.epoch;
         if thread.has_old != 0 {
             if address == 0 && thread.size != 0 {
                 // The realloc failed, so the old block lives on, unless its
@@ -443,7 +467,7 @@ fn release(ctx: *mut c_void) {
         add(&raw mut (*scene.counts).frees, 1);
         let key = BlockKey {
             tgid: scene.tgid,
-            epoch: (*scene.target).epoch,
+            epoch: scene.epoch,
             address,
         };
         let Some(block) = LIVE.get_ptr(key) else {

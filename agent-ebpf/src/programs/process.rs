@@ -1,6 +1,9 @@
 //! Fork, exec and exit of targets, and the end of their threads.
 
-use agent_ebpf::abi::event::{Header, ProcessRecord};
+use agent_ebpf::abi::{
+    event::{Header, ProcessRecord},
+    loss::Loss,
+};
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel},
     macros::raw_tracepoint,
@@ -8,9 +11,9 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 
-use crate::maps::{self, MAPPINGS, RING, SLOTS, TARGETS, THREADS, global};
+use crate::maps::{self, COUNTS, EPOCHS, MAPPINGS, RING, SLOTS, TARGETS, THREADS, global};
 
-fn send(kind: u32, tgid: u32, detail: u32) {
+fn send(kind: u32, tgid: u32, slot: u32, detail: u32) {
     if let Some(mut entry) = RING.reserve::<ProcessRecord>(0) {
         entry.write(ProcessRecord {
             header: Header { kind, tgid },
@@ -18,7 +21,17 @@ fn send(kind: u32, tgid: u32, detail: u32) {
             reserved: 0,
         });
         entry.submit(0);
+    } else if let Some(counts) = COUNTS.get_ptr_mut(slot) {
+        // SAFETY: a map value; these events are too rare to race.
+        unsafe { (*counts).lost[Loss::RingFull as usize] += 1 };
     }
+}
+
+/// Slot of a target; none for any other process.
+#[inline(always)]
+fn slot_of(tgid: u32) -> Option<u32> {
+    // SAFETY: map values stay valid while the program runs.
+    SLOTS.get_ptr(tgid).map(|slot| unsafe { *slot })
 }
 
 /// Reads a 32-bit field of a kernel structure; 0 when it cannot be read.
@@ -30,16 +43,14 @@ fn field(base: u64, offset: u64) -> u32 {
 
 /// `sched_process_fork(parent, child)`: runs in the parent, before the child.
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
-pub fn process_fork(ctx: RawTracePointContext) -> i32 {
+pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    if SLOTS.get_ptr(tgid).is_none() {
-        return 0;
-    }
+    let Some(slot) = slot_of(tgid) else { return 0 };
     let child: u64 = ctx.arg(1);
     let child_pid = field(child, global(&maps::TASK_PID));
     // A new thread has another pid than its thread group.
     if child_pid != 0 && child_pid == field(child, global(&maps::TASK_TGID)) {
-        send(Header::FORK, tgid, child_pid);
+        send(Header::FORK, tgid, slot, child_pid);
     }
     0
 }
@@ -47,21 +58,18 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 /// `sched_process_exec(task, old_pid, bprm)`: the address space is replaced,
 /// so every record of it is void.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn process_exec(ctx: RawTracePointContext) -> i32 {
+pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
     let id = bpf_get_current_pid_tgid();
     let tgid = (id >> 32) as u32;
-    let Some(slot) = SLOTS.get_ptr(tgid) else {
+    let Some(slot) = slot_of(tgid) else { return 0 };
+    let (Some(target), Some(epoch)) = (TARGETS.get_ptr_mut(slot), EPOCHS.get_ptr_mut(slot)) else {
         return 0;
     };
-    // SAFETY: map values stay valid while the program runs.
-    let Some(target) = TARGETS.get_ptr_mut(unsafe { *slot }) else {
-        return 0;
-    };
-    // SAFETY: as above; only this program changes the epoch.
+    // SAFETY: map values; only this program raises the epoch.
     let epoch = unsafe {
-        (*target).epoch += 1;
         (*target).task_id.kind = 0;
-        (*target).epoch
+        *epoch += 1;
+        *epoch
     };
     let _ = MAPPINGS.remove(tgid);
     let _ = THREADS.remove(id);
@@ -69,18 +77,16 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         &ctx,
         "process {} runs another program, epoch {}", tgid, epoch
     );
-    send(Header::EXEC, tgid, epoch);
+    send(Header::EXEC, tgid, slot, epoch);
     0
 }
 
 /// `sched_process_exit(task, …)`: once per thread.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
-pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
+pub(crate) fn process_exit(_ctx: RawTracePointContext) -> i32 {
     let id = bpf_get_current_pid_tgid();
     let tgid = (id >> 32) as u32;
-    if SLOTS.get_ptr(tgid).is_none() {
-        return 0;
-    }
+    let Some(slot) = slot_of(tgid) else { return 0 };
     let _ = THREADS.remove(id);
     // SAFETY: no arguments; the result is only read through checked helpers.
     let task = unsafe { bpf_get_current_task() };
@@ -93,6 +99,7 @@ pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
         send(
             Header::EXIT,
             tgid,
+            slot,
             field(task, global(&maps::TASK_EXIT_CODE)),
         );
     }

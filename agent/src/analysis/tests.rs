@@ -1,10 +1,5 @@
 //! Verdicts on generated histories.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "rates that the assertions bound are worth reading"
-)]
-
 mod shapes;
 mod world;
 

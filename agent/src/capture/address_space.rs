@@ -81,6 +81,13 @@ impl AddressSpace {
             .filter(|code| address < code.mapping.end)
     }
 
+    /// Whether the Go runtime is mapped.
+    pub fn is_go(&self) -> bool {
+        self.code
+            .iter()
+            .any(|code| code.file.as_ref().is_ok_and(|file| file.is_go))
+    }
+
     /// Build id of the mapped file with this path.
     pub fn build_id(&self, path: &Path) -> Option<&str> {
         let files = self.code.iter().filter_map(|code| code.file.as_ref().ok());

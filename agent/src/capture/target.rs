@@ -141,6 +141,10 @@ pub struct Target {
     /// Inode and build id.
     probed: HashSet<(u64, Option<String>)>,
     refreshed: Instant,
+    /// Allocator functions that found no probe: perf events are few.
+    pub left_out: usize,
+    /// Why it is followed no more, though it runs.
+    pub refused: Option<Refusal>,
 }
 
 impl Target {
@@ -163,11 +167,12 @@ impl Target {
             }
         };
         let space = AddressSpace::load(object, files, pid).map_err(gone)?;
-        if space
-            .code
+        let upcoming: Vec<Arc<CodeFile>> = place
+            .upcoming
             .iter()
-            .any(|code| code.file.as_ref().is_ok_and(|file| file.is_go))
-        {
+            .filter_map(|path| files.at_path(object, path).ok())
+            .collect();
+        if space.is_go() || upcoming.iter().any(|file| file.is_go) {
             return Err(Refusal::Go(pid));
         }
         let exe = process::exe_path(&process);
@@ -196,13 +201,10 @@ impl Target {
             links: Vec::new(),
             probed: HashSet::new(),
             refreshed: Instant::now(),
+            left_out: 0,
+            refused: None,
         };
         target.publish(object).map_err(gone)?;
-        let upcoming: Vec<Arc<CodeFile>> = place
-            .upcoming
-            .iter()
-            .filter_map(|path| files.at_path(object, path).ok())
-            .collect();
         let attached = target.attach_new_files(object, upcoming);
         target.attached_ns = kernel::monotonic_ns();
         match attached {
@@ -277,6 +279,15 @@ impl Target {
     pub(super) fn restart(&mut self) {
         self.space = AddressSpace::default();
         self.tasks = TaskIds::default();
+        self.allocators.clear();
+        if let Ok(process) = Process::of(self.process.pid) {
+            self.process = process;
+        }
+    }
+
+    /// The programs it has run since it became a target, this one included.
+    pub(super) fn epoch(&self, object: &Object) -> Result<u32> {
+        Ok(array::<u32>(object.aya_map("EPOCHS")?)?.get(&self.slot, 0)?)
     }
 
     /// Looks at the mappings again, after the kernel met unknown code or the
@@ -303,6 +314,13 @@ impl Target {
         self.refreshed = Instant::now();
         let again = AddressSpace::load(object, files, self.process.pid).and_then(|space| {
             self.space = space;
+            // A program or library that came later is refused like one that
+            // was there at the start.
+            if self.space.is_go() {
+                self.refused = Some(Refusal::Go(self.process.pid));
+                self.detach(object);
+                return Ok(());
+            }
             if self.tasks.recipe.kind == TaskIdRecipe::KIND_NONE {
                 self.tasks = current_task::find(
                     self.process.pid,
@@ -326,12 +344,13 @@ impl Target {
     fn publish(&self, object: &Object) -> Result<()> {
         let slot = Slot {
             tgid: self.process.pid,
-            epoch: 1,
+            reserved: 0,
             mean: self.mean,
             task_id: self.tasks.recipe,
         };
         // SAFETY: the maps' own types.
         unsafe {
+            bpf::update(object.map("EPOCHS")?, &self.slot, &1u32)?;
             bpf::update(object.map("TARGETS")?, &self.slot, &slot)?;
             bpf::update(object.map("SLOTS")?, &self.process.pid, &self.slot)?;
         }
@@ -390,7 +409,7 @@ impl Target {
             return Ok(());
         }
         if self.method == Method::Perf {
-            limit_perf(&mut places);
+            self.left_out += limit_perf(&mut places);
         }
         let mut links = Links::default();
         let attached = links.attach(object, self.method, self.process.pid, &places);
@@ -437,18 +456,26 @@ impl Target {
     }
 }
 
-/// Keeps the calls that matter most where each probe costs a grace period.
-fn limit_perf(places: &mut [(PathBuf, FilePoints)]) {
-    let mut left = MAX_PERF_PROBES;
+/// Keeps the calls that matter most where each probe costs a grace period;
+/// the number of functions left out.
+fn limit_perf(places: &mut [(PathBuf, FilePoints)]) -> usize {
+    let mut room = MAX_PERF_PROBES;
+    let mut left_out = 0;
+    let kind = |point: &Point| Cookie(point.cookie).kind();
     for (_, points) in places {
-        let frees = points.freeing.len().min(left);
-        points.freeing.truncate(frees);
-        left -= frees;
+        // The kinds are numbered by how common their calls are.
+        points.freeing.sort_by_key(kind);
+        points.allocating.sort_by_key(kind);
+        let frees = points.freeing.len().min(room);
+        room -= frees;
         // Entry and return are a probe each.
-        let allocating = points.allocating.len().min(left / 2);
+        let allocating = points.allocating.len().min(room / 2);
+        room -= allocating * 2;
+        left_out += points.freeing.len() - frees + points.allocating.len() - allocating;
+        points.freeing.truncate(frees);
         points.allocating.truncate(allocating);
-        left -= allocating * 2;
     }
+    left_out
 }
 
 /// Who must not be probed at all.

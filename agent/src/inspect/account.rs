@@ -15,6 +15,9 @@ use crate::{
     ledger::{Calls, Ledger, LiveBlock, Observation, SiteTotals, StackId},
 };
 
+/// Task ids count up from 1; what is larger is no id.
+const MAX_TASK_ID: u64 = 1 << 44;
+
 /// A process from its attach to its report.
 pub(super) struct Account {
     /// Names the target.
@@ -35,6 +38,10 @@ pub(super) struct Account {
     pub(super) ended: bool,
     /// Children that were forked and not followed.
     pub(super) unfollowed: u64,
+    /// Allocator functions that found no probe.
+    pub(super) left_out: u64,
+    /// Blocks whose task id makes no sense; it is not reported.
+    pub(super) implausible: u64,
     /// Set for the command that the run started.
     pub(super) command: Option<Command>,
     /// A child of the command.
@@ -58,6 +65,8 @@ impl Account {
             coarsest: mean,
             ended: false,
             unfollowed: 0,
+            left_out: 0,
+            implausible: 0,
             command: None,
             descendant: false,
             closed: false,
@@ -74,13 +83,14 @@ impl Account {
         }
     }
 
-    /// Its probes were attached anew, and nothing before counts.
-    pub(super) fn begin_again(&mut self, attached_ns: u64) {
+    /// The observation begins now; what was seen before does not count.
+    /// `counts` are the counters as they stand.
+    pub(super) fn begin_again(&mut self, attached_ns: u64, counts: TargetCounts) {
         self.ledger = Ledger::default();
         self.attached_ns = attached_ns;
         self.observed = Duration::ZERO;
-        self.counts = TargetCounts::default();
-        self.looked = (Instant::now(), TargetCounts::default());
+        self.counts = counts;
+        self.looked = (Instant::now(), counts);
     }
 
     /// Enters what the kernel's tables held at `now_ns`.
@@ -95,11 +105,16 @@ impl Account {
             longest_life: Duration::from_nanos(site.longest_life_ns),
             lives: Duration::from_micros(site.lives_us),
         });
+        self.implausible = reading
+            .live
+            .iter()
+            .filter(|(_, block)| block.task >= MAX_TASK_ID)
+            .count() as u64;
         let live = reading.live.into_iter().map(|(address, block)| LiveBlock {
             address,
             size: block.size,
             stack: StackId(block.stack),
-            task: (block.task != 0).then_some(block.task),
+            task: (1..MAX_TASK_ID).contains(&block.task).then_some(block.task),
             born: since(block.born_ns),
             mean: block.mean.max(1),
         });
@@ -152,6 +167,8 @@ impl Account {
             .map(|(cause, count)| (cause.name(), count))
             .chain([
                 ("children_not_followed", self.unfollowed),
+                ("functions_not_probed", self.left_out),
+                ("task_ids_implausible", self.implausible),
                 ("observations_out_of_order", ours.out_of_order),
                 ("blocks_listed_twice", ours.duplicates),
                 ("blocks_without_history", ours.without_history),
@@ -160,6 +177,19 @@ impl Account {
             .filter(|(_, count)| *count > 0)
             .map(|(name, count)| (name.to_owned(), count))
             .collect()
+    }
+
+    /// Why no detection limit holds: too much of what was to be recorded was
+    /// not.
+    pub(super) fn blind(&self) -> Option<String> {
+        let lost: u64 = [Loss::BlocksFull, Loss::SitesFull, Loss::ThreadsFull]
+            .iter()
+            .filter_map(|cause| self.counts.lost.get(*cause as usize))
+            .sum();
+        let all = self.counts.sampled + lost;
+        (lost * 100 > all).then(|| {
+            format!("{lost} of {all} allocations found no place in the tables: sample more coarsely by --sample")
+        })
     }
 
     /// Share of the run that the target spent in probes, in percent of one

@@ -138,10 +138,11 @@ fn describe(capture: &Capture, account: &Account, symbols: &mut Symbols) -> Proc
         .iter_mut()
         .chain(&mut not_leaks)
         .for_each(name_tasks);
-    let (detection_limit_bytes_per_s, why_not) = match outcome.detection_limit {
-        Ok(limit) => (Some(limit), None),
-        Err(why) => (None, Some(Text::sentence(why))),
-    };
+    let (detection_limit_bytes_per_s, why_not) =
+        match account.blind().map_or(outcome.detection_limit, Err) {
+            Ok(limit) => (Some(limit), None),
+            Err(why) => (None, Some(Text::sentence(why))),
+        };
     Process {
         pid: who.pid,
         ns_pid: (who.ns_pid != who.pid).then_some(who.ns_pid),
@@ -164,7 +165,7 @@ fn describe(capture: &Capture, account: &Account, symbols: &mut Symbols) -> Proc
             sampling_mean_bytes: account.coarsest,
             allocations: account.counts.allocations,
             sampled: account.counts.sampled,
-            lost: account.lost(),
+            lost: lost(capture, account),
             target_slowdown_percent: account.slowdown_percent(),
             agent_cpu_percent: None,
         },
@@ -250,12 +251,25 @@ fn name_tasks(finding: &mut Finding) {
 }
 
 fn allocator(allocator: &crate::capture::target::Allocator) -> Allocator {
+    let uncovered = &allocator.uncovered;
+    let why_not = allocator.why_not.clone().or_else(|| {
+        (!uncovered.is_empty()).then(|| format!("cannot follow {}", uncovered.join(", ")))
+    });
     Allocator {
         kind: Text::name(allocator.kind),
         module: Text::name(allocator.module.as_os_str().as_encoded_bytes()),
         attached: allocator.why_not.is_none(),
-        why_not: allocator.why_not.as_deref().map(Text::sentence),
+        why_not: why_not.map(Text::sentence),
     }
+}
+
+/// Losses of one process, with those of this program that concern them all.
+fn lost(capture: &Capture, account: &Account) -> BTreeMap<String, u64> {
+    let ours = capture
+        .lost()
+        .iter()
+        .map(|(cause, count)| ((*cause).to_owned(), *count));
+    account.lost().into_iter().chain(ours).collect()
 }
 
 /// Prints the document as the arguments ask.

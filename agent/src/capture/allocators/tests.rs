@@ -1,5 +1,3 @@
-#![expect(clippy::print_stdout, reason = "a test that cannot run says so")]
-
 use std::{fs, path::Path, process::Command};
 
 use agent_ebpf::abi::heap::FunctionKind::{
