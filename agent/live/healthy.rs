@@ -71,7 +71,7 @@ fn quiet(arguments: &[&str], late: Duration) -> Result<()> {
     );
     let text = String::from_utf8_lossy(&report.text);
     ensure!(
-        text.contains("no leak above"),
+        text.contains("leak above"),
         "{drawn}: the text names no limit: {text}\n{report}"
     );
     let allocations = report.process(pid)?["capture"]["allocations"].as_u64();
