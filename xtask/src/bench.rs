@@ -1,18 +1,15 @@
-//! `cargo xtask bench`: what tracing costs, measured on this machine.
+//! `cargo xtask bench`: what tracing costs, measured on this machine. Only the
+//! built benchmark runs as root.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::{build, packages::Need, setup, shell};
 
 pub(crate) fn run(no_install: bool) -> Result<()> {
-    if !shell::root().join("agent/benches/cost.rs").is_file() {
-        bail!("agent/benches/cost.rs is not there yet: there is nothing to measure");
-    }
     let tools = setup::prepare(Need::Build, no_install)?;
-    let programs = build::agent_and(&tools, &["--bench", "cost"])?;
-    let lingerscope = programs.path("lingerscope")?;
-    let cost = programs.path("cost")?;
-    shell::run(
-        shell::as_root(cost, &[("LINGERSCOPE_BIN", lingerscope.into_os_string())]).arg("--bench"),
-    )
+    let programs = build::agent_and(&tools, &["--bench", "cost", "--example", "pairs"])?;
+    let pairs = programs.path("pairs")?;
+    let examples = pairs.parent().context("the example has no directory")?;
+    let variables = [("LINGERSCOPE_EXAMPLES", examples.as_os_str().to_owned())];
+    shell::run(&mut shell::as_root(programs.path("cost")?, &variables))
 }

@@ -187,6 +187,21 @@ pub fn load_program(
     })
 }
 
+/// Loads a program given as encoded instructions; it uses no maps.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn load_instructions(instructions: &[u64], attach: AttachType) -> io::Result<OwnedFd> {
+    let attributes = Attributes::new()
+        .set(0, PROG_TYPE_KPROBE)
+        .set(4, instructions.len() as u32)
+        .set_pointer(8, instructions.as_ptr())
+        .set_pointer(16, c"GPL".as_ptr())
+        .set(68, attach as u32);
+    // SAFETY: instructions and licence outlive the call.
+    unsafe { attributes.descriptor(PROG_LOAD, 144) }
+}
+
 fn load_types(types: &[u8]) -> io::Result<OwnedFd> {
     let attributes = Attributes::new()
         .set_pointer(0, types.as_ptr())
