@@ -1,7 +1,7 @@
 //! From accounts to the document, its outputs and the exit code.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs::File,
     io::{self, BufWriter, IsTerminal as _, Write as _},
     path::Path,
@@ -15,12 +15,17 @@ use crate::{
     analysis::{self, Context, Identity, MemoryLimit, Settings},
     capture::{Capture, address_space::AddressSpace, ring},
     cli::{EXIT_FOUND, EXIT_INCONCLUSIVE, EXIT_NOTHING, InspectArgs},
-    finding::{self, Allocator, Document, Finding, Process, SCHEMA, Skipped, Task, Text, Tokio},
+    finding::{
+        self, Allocator, Document, Finding, Frame, Process, SCHEMA, Skipped, Task, Text, Tokio,
+    },
     host::{kernel, process},
     ledger::StackId,
     output::{journald, json, text},
     symbols::Symbols,
-    tokio_rt::boundary::{self, Polled},
+    tokio_rt::{
+        boundary::{self, Polled},
+        current_task::TaskIds,
+    },
 };
 use agent_ebpf::abi::{heap::TaskIdRecipe, stack::StackEnd};
 
@@ -134,6 +139,13 @@ fn describe(capture: &Capture, account: &Account, symbols: &mut Symbols) -> Proc
     );
     let mut findings = outcome.findings;
     let mut not_leaks = outcome.not_leaks;
+    let ids_agree = task_ids_agree(account, &stacks);
+    if !ids_agree {
+        findings
+            .iter_mut()
+            .chain(&mut not_leaks)
+            .for_each(|finding| finding.tasks.clear());
+    }
     findings
         .iter_mut()
         .chain(&mut not_leaks)
@@ -175,22 +187,7 @@ fn describe(capture: &Capture, account: &Account, symbols: &mut Symbols) -> Proc
         explained_share: outcome.explained_share,
         tokio: target
             .filter(|target| target.tasks.tokio)
-            .map(|target| Tokio {
-                runtimes: None,
-                tasks: None,
-                task_id: match (
-                    target.tasks.recipe.kind,
-                    findings
-                        .iter()
-                        .chain(&not_leaks)
-                        .any(|finding| !finding.tasks.is_empty()),
-                ) {
-                    (TaskIdRecipe::KIND_NONE, true) => "stack",
-                    (TaskIdRecipe::KIND_NONE, false) => "none",
-                    _ => "tls",
-                },
-                why_not: target.tasks.why_not.as_deref().map(Text::sentence),
-            }),
+            .map(|target| tokio(&target.tasks, ids_agree, findings.iter().chain(&not_leaks))),
         findings,
         not_leaks,
         sites: outcome.sites,
@@ -216,15 +213,67 @@ fn resolve(stack: &ring::Stack, space: &AddressSpace, symbols: &mut Symbols) -> 
     }
 }
 
-/// Names a finding's tasks by the future that its stack was polling.
-fn name_tasks(finding: &mut Finding) {
-    let frames = &finding.site.frames;
-    // Inlined functions have no full names.
+/// How the tasks of a process's allocations were told.
+fn tokio<'a>(
+    ids: &TaskIds,
+    ids_agree: bool,
+    mut findings: impl Iterator<Item = &'a Finding>,
+) -> Tokio {
+    let read = ids.recipe.kind != TaskIdRecipe::KIND_NONE;
+    let named = findings.any(|finding| !finding.tasks.is_empty());
+    let why_not = if read && !ids_agree {
+        Some("what was read as task ids does not fit the stacks".to_owned())
+    } else {
+        ids.why_not.clone()
+    };
+    Tokio {
+        runtimes: None,
+        tasks: None,
+        task_id: match (read && ids_agree, named) {
+            (true, _) => "tls",
+            (false, true) => "stack",
+            (false, false) => "none",
+        },
+        why_not: why_not.map(Text::sentence),
+    }
+}
+
+/// Whether the ids that were read fit the stacks: what is allocated while a
+/// task is polled has one.
+fn task_ids_agree(account: &Account, stacks: &BTreeMap<StackId, analysis::Stack>) -> bool {
+    let polled: HashSet<StackId> = stacks
+        .iter()
+        .filter(|(_, stack)| {
+            matches!(
+                polled(&stack.frames),
+                Some(Polled::Future(_) | Polled::Unnamed)
+            )
+        })
+        .map(|(id, _)| *id)
+        .collect();
+    let blocks = account
+        .ledger
+        .live()
+        .iter()
+        .filter(|block| polled.contains(&block.stack));
+    let (with, without): (Vec<_>, Vec<_>) = blocks.partition(|block| block.task.is_some());
+    without.len() * 10 <= with.len() + without.len()
+}
+
+/// What a stack was polling, by the names of its functions; inlined ones have
+/// no full names.
+fn polled(frames: &[Frame]) -> Option<Polled> {
     let standing = frames.iter().filter(|frame| !frame.inlined);
     let names: Vec<&str> = standing
         .filter_map(|frame| Some(frame.function.as_ref()?.as_str()))
         .collect();
-    let name = match boundary::polled(&names) {
+    boundary::polled(&names)
+}
+
+/// Names a finding's tasks by the future that its stack was polling.
+fn name_tasks(finding: &mut Finding) {
+    let frames = &finding.site.frames;
+    let name = match polled(frames) {
         Some(Polled::Future(name)) => name,
         Some(Polled::Runtime) => "tokio's own work".to_owned(),
         Some(Polled::Unnamed) | None => return,

@@ -4,8 +4,8 @@
 //! The variable's place in the module's thread-local block is in the symbol
 //! table, the block's place is fixed by the ABI, and the id's place in the
 //! variable is told by debug information or by the code that exchanges it.
-//! A recipe is a claim: [`plausible`] checks it against running threads before
-//! it is believed.
+//! A recipe is a claim: what it reads is compared with the stacks that it was
+//! read under before it is believed (`inspect::report`).
 
 mod access;
 mod dwarf;
@@ -163,19 +163,6 @@ fn below_thread_pointer(address: u64, size: u64, align: u64) -> Option<u64> {
     let first = address.wrapping_neg() & (align - 1);
     let rest = size.checked_sub(first)?;
     rest.checked_next_multiple_of(align)?.checked_add(first)
-}
-
-/// Whether ids that were read by a recipe at one moment, one per thread, look
-/// like task ids: small numbers, and no task on two threads. Zero is none. A
-/// read across all threads is not atomic, so that one task may be seen twice.
-pub fn plausible(ids: &[u64]) -> bool {
-    // Ids count up from 1; a pointer into user memory is far above.
-    const LIMIT: u64 = 1 << 44;
-    let mut set: Vec<u64> = ids.iter().copied().filter(|id| *id != 0).collect();
-    let all = set.len();
-    set.sort_unstable();
-    set.dedup();
-    set.last().is_none_or(|last| *last < LIMIT) && set.len() + 1 >= all
 }
 
 /// Tokio's context as the symbols describe it.
