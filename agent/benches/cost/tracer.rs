@@ -13,7 +13,7 @@ use lingerscope::{
     capture::{
         Capture,
         bpf::Point,
-        files::FunctionProbe,
+        probes::FunctionProbe,
         links::{FilePoints, Method},
         object::Sizes,
     },
