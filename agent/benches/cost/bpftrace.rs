@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::subject::Subject;
 
 /// Compiling and attaching takes seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// bpftrace in PATH.
 pub(crate) fn find() -> Option<PathBuf> {

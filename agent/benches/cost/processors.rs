@@ -28,7 +28,7 @@ impl Processors {
         };
         let mut usable = (0..libc::CPU_SETSIZE as usize).filter(allowed);
         let ours = usable.next().context("no processor may be used")?;
-        let theirs = usable.last().unwrap_or(ours);
+        let theirs = usable.next_back().unwrap_or(ours);
         pin(0, ours)?;
         Ok(Self { ours, theirs })
     }

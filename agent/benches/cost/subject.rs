@@ -5,7 +5,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::mpsc::{Receiver, channel},
+    sync::mpsc::{Receiver, sync_channel},
     thread,
     time::Duration,
 };
@@ -42,7 +42,7 @@ impl Subject {
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
         let output = child.stdout.take();
-        let (sender, lines) = channel();
+        let (sender, lines) = sync_channel(1024);
         let subject = Self { child, lines };
         processors::pin(subject.pid(), processors.theirs)?;
         let output = output.context("the measured program has no output")?;

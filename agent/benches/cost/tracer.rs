@@ -13,9 +13,9 @@ use lingerscope::{
     capture::{
         Capture,
         bpf::Point,
-        probes::FunctionProbe,
         links::{FilePoints, Method},
         object::Sizes,
+        probes::FunctionProbe,
     },
     host::{process::Process, quarantine::Quarantine},
 };
