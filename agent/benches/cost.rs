@@ -13,6 +13,8 @@
 mod bpftrace;
 #[path = "cost/floor.rs"]
 mod floor;
+#[path = "cost/library.rs"]
+mod library;
 #[path = "cost/processors.rs"]
 mod processors;
 #[path = "cost/subject.rs"]
@@ -30,7 +32,10 @@ use lingerscope::{
     host::privilege,
 };
 
-use self::{floor::Floor, processors::Processors, subject::Subject, table::Table, tracer::Tracer};
+use self::{
+    floor::Floor, library::Library, processors::Processors, subject::Subject, table::Table,
+    tracer::Tracer,
+};
 
 /// Every variant is measured once in each.
 const PASSES: usize = 5;
@@ -72,8 +77,15 @@ fn run() -> Result<Table> {
 
     let mut session = Tracer::load(Method::Session)?;
     table.rss_loaded = processors::resident_bytes()?;
+    let libraries = Library::none()?;
+    {
+        let probed = Subject::start(0, libraries.directory(), &processors)?;
+        session.attach(probed.pid(), 1)?;
+        libraries.copy(&session.library(probed.pid())?)?;
+        session.detach(probed.pid());
+    }
     // A stack grows by one and a half frames for each step of depth.
-    let shortest = Subject::start(0, &processors)?;
+    let shortest = Subject::start(0, libraries.directory(), &processors)?;
     session.attach(shortest.pid(), 1)?;
     table.rss_target = processors::resident_bytes()?;
     let base = session.frames(shortest.pid())?;
@@ -83,7 +95,11 @@ fn run() -> Result<Table> {
     shortest.pause()?;
 
     let deeper = |frames: usize| {
-        let subject = Subject::start(((frames * 2).div_ceil(3)) as u32, &processors)?;
+        let subject = Subject::start(
+            ((frames * 2).div_ceil(3)) as u32,
+            libraries.directory(),
+            &processors,
+        )?;
         subject.pause()?;
         anyhow::Ok(subject)
     };

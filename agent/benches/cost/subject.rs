@@ -3,7 +3,7 @@
 use std::{
     env,
     io::{BufRead as _, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, sync_channel},
     thread,
@@ -33,10 +33,12 @@ pub(crate) struct Subject {
 
 impl Subject {
     /// Starts it with a stack of this depth and waits for its first line.
-    pub(crate) fn start(depth: u32, processors: &Processors) -> Result<Self> {
+    /// Libraries are first looked for in `libraries`.
+    pub(crate) fn start(depth: u32, libraries: &Path, processors: &Processors) -> Result<Self> {
         let program = program()?;
         let mut child = Command::new(&program)
             .arg(depth.to_string())
+            .env("LD_LIBRARY_PATH", libraries)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

@@ -47,7 +47,10 @@ pub(crate) struct Tracer {
 
 impl Tracer {
     pub(crate) fn load(method: Method) -> Result<Self> {
-        let list = std::env::temp_dir().join(format!("lingerscope-bench-{}", std::process::id()));
+        let list = std::env::temp_dir().join(format!(
+            "lingerscope-bench-quarantine-{}",
+            std::process::id()
+        ));
         let sizes = Sizes {
             live_blocks: LIVE_BLOCKS,
         };
@@ -77,9 +80,7 @@ impl Tracer {
     }
 
     pub(crate) fn detach(&mut self, pid: u32) {
-        let began = Instant::now();
-        self.capture.detach(pid);
-        self.times.detach.push(began.elapsed());
+        // Before detaching, which by perf events goes probe by probe.
         let lost = self.capture.counts(pid).lost;
         for (cause, events) in Loss::ALL
             .iter()
@@ -88,6 +89,9 @@ impl Tracer {
         {
             *self.lost.entry(cause.name()).or_default() += events;
         }
+        let began = Instant::now();
+        self.capture.detach(pid);
+        self.times.detach.push(began.elapsed());
         self.capture.drain();
         self.capture.forget(pid);
     }
