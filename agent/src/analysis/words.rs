@@ -138,14 +138,14 @@ fn lives(found: &Found, group: &Group) -> Option<Evidence> {
     let text = match (group.mean_life(), steady.age) {
         (None, _) => format!("None of the {allocated} blocks seen here was released."),
         (Some(mean), Some(_)) => format!(
-            "{} of the {allocated} blocks seen here were released, after {} on average and {} at most; {} older ones stay.",
+            "Released: {} of the {allocated} blocks seen here, after {} on average and {} at most; {} older ones stay.",
             count(group.freed as f64),
             time(mean),
             time(group.longest_life),
             count(steady.members as f64),
         ),
         (Some(mean), None) => format!(
-            "{} of the {allocated} blocks seen here were released, after {} on average; they come faster than they go, as in a queue that is read too slowly.",
+            "Released: {} of the {allocated} blocks seen here, after {} on average; they come faster than they go, as in a queue that is read too slowly.",
             count(group.freed as f64),
             time(mean),
         ),

@@ -25,7 +25,7 @@ pub fn rate(value: f64) -> String {
     format!("{}/s", bytes(value))
 }
 
-/// A count: `7`, `1 234`, `3.2 million`.
+/// A count: `7`, `1,234`, `12.3 million`.
 pub fn count(value: f64) -> String {
     if value.abs() >= 1e7 {
         return format!("{:.1} million", value / 1e6);
@@ -34,7 +34,7 @@ pub fn count(value: f64) -> String {
     let mut out = String::new();
     for (at, digit) in digits.chars().enumerate() {
         if at > 0 && (digits.len() - at) % 3 == 0 {
-            out.push(' ');
+            out.push(',');
         }
         out.push(digit);
     }
@@ -45,7 +45,7 @@ pub fn count(value: f64) -> String {
     }
 }
 
-/// A length of time: `0.4 s`, `48 s`, `12 min`, `3.5 h`, `4.2 days`.
+/// A length of time: `400 ms`, `4.2 s`, `48 s`, `12 min`, `3.5 h`, `4.2 days`.
 pub fn time(value: Duration) -> String {
     let seconds = value.as_secs_f64();
     match seconds {
@@ -53,10 +53,16 @@ pub fn time(value: Duration) -> String {
         s if s < 1.0 => format!("{:.0} ms", s * 1e3),
         s if s < 10.0 => format!("{s:.1} s"),
         s if s < 120.0 => format!("{s:.0} s"),
-        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
-        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
-        s => format!("{:.1} days", s / 86400.0),
+        s if s < 3600.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{} h", short(s / 3600.0)),
+        s => format!("{} days", short(s / 86400.0)),
     }
+}
+
+/// One decimal, unless it is zero.
+fn short(value: f64) -> String {
+    let text = format!("{value:.1}");
+    text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
 }
 
 #[cfg(test)]
@@ -81,11 +87,11 @@ mod tests {
         for (value, text) in [
             (0.0, "0"),
             (7.0, "7"),
-            (999.6, "1 000"),
-            (1234.0, "1 234"),
-            (1_234_567.0, "1 234 567"),
+            (999.6, "1,000"),
+            (1234.0, "1,234"),
+            (1_234_567.0, "1,234,567"),
             (32_000_000.0, "32.0 million"),
-            (-1234.0, "-1 234"),
+            (-1234.0, "-1,234"),
         ] {
             assert_eq!(count(value), text);
         }
@@ -95,6 +101,7 @@ mod tests {
             (4.25, "4.2 s"),
             (48.0, "48 s"),
             (720.0, "12 min"),
+            (3600.0, "1 h"),
             (12_600.0, "3.5 h"),
             (362_880.0, "4.2 days"),
         ] {

@@ -53,7 +53,7 @@ pub(crate) fn document(name: &str) -> Document {
         members: Vec::new(),
         evidence: vec![
             Evidence { kind: "growth", text: "34.1 KiB more every second for 60 s, in 8 of 8 parts of that time; 34 blocks a second.".to_owned(), value: Some(34_901.0) },
-            Evidence { kind: "lives", text: "None of the 2 045 blocks seen here was released.".to_owned(), value: Some(0.0) },
+            Evidence { kind: "lives", text: "None of the 2,045 blocks seen here was released.".to_owned(), value: Some(0.0) },
         ],
         advice: "Find what keeps the memory allocated here.".to_owned(),
         time_to_limit_s: Some(86_400.0),

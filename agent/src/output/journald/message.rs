@@ -209,7 +209,7 @@ mod tests {
             (
                 "MESSAGE",
                 "History::push (process 4242): unbounded-growth (suspected), 34.1 KiB/s in History::push (src/history.rs:42), 2.0 MiB \
-                 live; at this rate it reaches its memory limit in 24.0 h",
+                 live; at this rate it reaches its memory limit in 24 h",
             ),
             ("PRIORITY", "5"),
             ("LINGERSCOPE_STATE", "firing"),

@@ -18,16 +18,16 @@ fn a_finding_says_what_where_and_what_to_do() {
     let text = printed(&document("History::push"), false);
     assert!(text.starts_with(EXPECTED), "{text}");
     for part in [
-        "  Live      2.0 MiB (95 %: 1.9 MiB to 2.1 MiB) in 2 045 blocks, the oldest 59 s old\n",
-        "  To limit  24.0 h\n",
+        "  Live      2.0 MiB (95 %: 1.9 MiB to 2.1 MiB) in 2,045 blocks, the oldest 59 s old\n",
+        "  To limit  24 h\n",
         "      … 3 frames of libraries\n    > History::push",
         "    > History::push  src/history.rs:42\n    > server::serve::{{closure}} (inlined)  src/main.rs:17\n",
-        "      task 17 History::push at src/main.rs:17:5: 2.0 MiB in 2 045 blocks\n",
-        "    - None of the 2 045 blocks seen here was released.\n",
+        "      task 17 History::push at src/main.rs:17:5: 2.0 MiB in 2,045 blocks\n",
+        "    - None of the 2,045 blocks seen here was released.\n",
         "  What to do\n    Find what keeps",
         "  1 finding; any other leak above 967 B/s would have been found",
         "  No leak (bounded): History::push at src/history.rs:42, 2.0 MiB live.",
-        "every allocation: 1 234 567 allocations, 1 234 567 recorded.\n",
+        "every allocation: 1,234,567 allocations, 1,234,567 recorded.\n",
         "  Lost, by cause: blocks_full 12.\n",
         "  Not observed: allocator jemalloc in /lib/libjemalloc.so.2: no symbols.\n",
         "Not observed: process 9: it is a kernel thread; name a program\n",
