@@ -73,7 +73,7 @@ fn run() -> Result<Table> {
         bail!(sentence);
     }
     let processors = Processors::choose()?;
-    let mut table = Table::new(&processors)?;
+    let mut table = Table::new(&processors);
 
     let mut session = Tracer::load(Method::Session)?;
     table.rss_loaded = processors::resident_bytes()?;

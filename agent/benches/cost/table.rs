@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use anyhow::Result;
 use lingerscope::{capture::links::Method, host::kernel};
 
 use crate::{PASSES, processors::Processors, tracer::Times};
@@ -62,15 +61,15 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn new(processors: &Processors) -> Result<Self> {
-        Ok(Self {
+    pub(crate) fn new(processors: &Processors) -> Self {
+        Self {
             kernel: kernel::release(),
             processors: format!(
                 "target on processor {}, bench on {}",
                 processors.theirs, processors.ours
             ),
             ..Self::default()
-        })
+        }
     }
 }
 

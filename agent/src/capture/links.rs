@@ -104,7 +104,15 @@ impl Links {
 
     /// Takes all probes off.
     pub fn detach(&mut self, object: &mut Object) {
-        for link in self.allocating.drain(..).chain(self.freeing.drain(..)) {
+        // Entries before returns, allocations before frees: what is attached
+        // last goes first. Perf events go one by one, a grace period each, and
+        // an entry without its return would look like an abandoned call.
+        let links = self
+            .allocating
+            .drain(..)
+            .rev()
+            .chain(self.freeing.drain(..).rev());
+        for link in links {
             if let Link::Perf(program, id) = link {
                 let detached = object
                     .perf_uprobe(program)
