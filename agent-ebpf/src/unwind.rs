@@ -29,6 +29,8 @@ struct Walk {
     bp: u64,
     mappings: *const Mappings,
     thread: *mut Thread,
+    /// Index of the mapping of the last frame.
+    mapping: u64,
     /// 1: `ip` is exact. 0: a return address, one past the call.
     exact: u64,
 }
@@ -62,18 +64,23 @@ extern "C" fn step(_index: u32, walk: *mut Walk) -> i64 {
         let lookup = walk.ip.wrapping_sub(walk.exact ^ 1);
 
         let len = (*mappings).len;
-        let mut index: u32 = 0;
-        let mut half: u32 = (MAX_MAPPINGS / 2) as u32;
-        for _ in 0..8 {
-            let probe = index + half;
-            if probe < len
-                && (*mappings).list[launder(thread, probe) & (MAX_MAPPINGS - 1)].start <= lookup
-            {
-                index = probe;
+        let mut mapping = &raw const (*mappings).list[walk.mapping as usize & (MAX_MAPPINGS - 1)];
+        // Most callers are in the same file.
+        if lookup < (*mapping).start || lookup >= (*mapping).end {
+            let mut index: u32 = 0;
+            let mut half: u32 = (MAX_MAPPINGS / 2) as u32;
+            for _ in 0..8 {
+                let probe = index + half;
+                if probe < len
+                    && (*mappings).list[launder(thread, probe) & (MAX_MAPPINGS - 1)].start <= lookup
+                {
+                    index = probe;
+                }
+                half >>= 1;
             }
-            half >>= 1;
+            walk.mapping = launder(thread, index) as u64;
+            mapping = &raw const (*mappings).list[walk.mapping as usize & (MAX_MAPPINGS - 1)];
         }
-        let mapping = &raw const (*mappings).list[launder(thread, index) & (MAX_MAPPINGS - 1)];
         if lookup < (*mapping).start || lookup >= (*mapping).end {
             (*thread).end = StackEnd::UnknownMapping as u64;
             return 1;
@@ -198,6 +205,7 @@ pub(crate) fn unwind(thread: *mut Thread, tgid: u32, seed: u64, ip: u64, sp: u64
             bp,
             mappings,
             thread,
+            mapping: 0,
             exact: 1,
         };
         bpf_loop(

@@ -169,9 +169,7 @@ impl Capture {
         mean: u64,
         upcoming: &[PathBuf],
     ) -> Result<(), Refusal> {
-        if process.seccomp != 0 && !self.seccomp_survives {
-            return Err(Refusal::Seccomp(process.pid));
-        }
+        target::check_seccomp(&process, self.seccomp_survives)?;
         self.attach_by(process, mean, self.method, upcoming)
     }
 
@@ -308,7 +306,7 @@ impl Capture {
                 Event::Fork(child) => incidents.push((tgid, Incident::Forked(child))),
                 Event::Exec(_) => {
                     if let Some(target) = self.targets.get_mut(&tgid) {
-                        target.restart();
+                        target.restart(&self.object);
                     }
                     incidents.push((tgid, Incident::Executed));
                     stale.push(tgid);

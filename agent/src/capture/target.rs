@@ -240,25 +240,34 @@ impl Target {
 
     /// Removes every trace of the target from the kernel's tables.
     pub(super) fn release(&self, object: &Object) {
-        let pid = self.process.pid;
         let removed = || -> Result<()> {
             // SAFETY: the maps' own types.
             unsafe {
                 bpf::update(object.map("TARGETS")?, &self.slot, &Slot::default())?;
-                bpf::delete(object.map("SLOTS")?, &pid)?;
-                bpf::delete(object.map("MAPPINGS")?, &pid)?;
-                bpf::delete_where(object.map("LIVE")?, |key: &BlockKey, _: &Block| {
-                    key.tgid == pid
-                })?;
-                bpf::delete_where(object.map("SITES")?, |_: &u64, site: &Site| {
-                    site.tgid == pid
-                })?;
+                bpf::update(object.map("EPOCHS")?, &self.slot, &0u32)?;
+                bpf::delete(object.map("SLOTS")?, &self.process.pid)?;
+                bpf::delete(object.map("MAPPINGS")?, &self.process.pid)?;
             }
-            Ok(())
+            self.purge(object)
         };
         if let Err(error) = removed() {
-            tracing::debug!(pid, error = %format_args!("{error:#}"), "a released target leaves records behind");
+            tracing::debug!(pid = self.process.pid, error = %format_args!("{error:#}"), "a released target leaves records behind");
         }
+    }
+
+    /// Removes what was recorded in another epoch than the present one.
+    fn purge(&self, object: &Object) -> Result<()> {
+        let (pid, epoch) = (self.process.pid, self.epoch(object)?);
+        // SAFETY: the maps' own types.
+        unsafe {
+            bpf::delete_where(object.map("LIVE")?, |key: &BlockKey, _: &Block| {
+                key.tgid == pid && key.epoch != epoch
+            })?;
+            bpf::delete_where(object.map("SITES")?, |_: &u64, site: &Site| {
+                site.tgid == pid && site.epoch != epoch
+            })?;
+        }
+        Ok(())
     }
 
     pub(super) fn set_mean(&mut self, object: &Object, mean: u64) -> Result<()> {
@@ -276,7 +285,10 @@ impl Target {
     }
 
     /// The process runs another program: nothing known of its memory holds.
-    pub(super) fn restart(&mut self) {
+    pub(super) fn restart(&mut self, object: &Object) {
+        if let Err(error) = self.purge(object) {
+            tracing::debug!(error = %format_args!("{error:#}"), "records of an earlier program stay behind");
+        }
         self.space = AddressSpace::default();
         self.tasks = TaskIds::default();
         self.allocators.clear();
@@ -478,6 +490,15 @@ fn limit_perf(places: &mut [(PathBuf, FilePoints)]) -> usize {
     left_out
 }
 
+/// A kernel that kills processes under seccomp at a probed return spares only
+/// those without a filter.
+pub(super) fn check_seccomp(process: &Process, survives: bool) -> Result<(), Refusal> {
+    if process.seccomp != 0 && !survives {
+        return Err(Refusal::Seccomp(process.pid));
+    }
+    Ok(())
+}
+
 /// Who must not be probed at all.
 fn check(process: &Process) -> Result<(), Refusal> {
     let pid = process.pid;
@@ -530,6 +551,29 @@ mod tests {
             Err(Refusal::Gone(1))
         );
         assert_eq!(check(&other), Ok(()));
+    }
+
+    #[test]
+    fn seccomp_counts_where_the_trial_died() {
+        let filtered = Process {
+            seccomp: 2,
+            ..process()
+        };
+        assert_eq!(check_seccomp(&filtered, true), Ok(()));
+        assert_eq!(
+            check_seccomp(&filtered, false),
+            Err(Refusal::Seccomp(filtered.pid))
+        );
+        assert_eq!(
+            check_seccomp(
+                &Process {
+                    seccomp: 0,
+                    ..filtered
+                },
+                false
+            ),
+            Ok(())
+        );
     }
 
     #[test]
