@@ -1,3 +1,4 @@
 //! Decisions shared by both sides of the border, free of kernel helpers.
 
+pub mod rows;
 pub mod sampling;

@@ -10,6 +10,7 @@ use agent_ebpf::abi::{
     event::{Header, MappingRecord, StackRecord},
     stack::{CHUNK_ROWS, MAX_FRAMES, MAX_MAPPINGS, Mappings, Row, StackEnd},
 };
+use agent_ebpf::logic::rows;
 use aya_ebpf::helpers::{bpf_loop, bpf_probe_read_user};
 
 use crate::maps::{MAPPINGS, RING, TABLES, Thread};
@@ -90,16 +91,9 @@ extern "C" fn step(_index: u32, walk: *mut Walk) -> i64 {
             (*thread).end = StackEnd::NoUnwindRule as u64;
             return 1;
         };
-        let end_row = (*mapping).end_row;
-        let mut index = (*mapping).first_row;
-        let mut half: u32 = (CHUNK_ROWS / 2) as u32;
-        for _ in 0..16 {
-            let probe = index + half;
-            if probe < end_row && chunk.rows[launder(thread, probe) & (CHUNK_ROWS - 1)].pc <= pc {
-                index = probe;
-            }
-            half >>= 1;
-        }
+        let index = rows::find(&*mapping, pc, |index| {
+            chunk.rows[launder(thread, index) & (CHUNK_ROWS - 1)].pc
+        });
         let row = chunk.rows[launder(thread, index) & (CHUNK_ROWS - 1)];
 
         let mut saved_rbp = row.rbp_offset;

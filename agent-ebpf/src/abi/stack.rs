@@ -56,14 +56,18 @@ pub struct Mapping {
     pub bias: u64,
     /// Index of the chunk.
     pub chunk: u32,
-    /// First row in the chunk.
-    pub first_row: u32,
     /// One past the last row in the chunk.
     pub end_row: u32,
+    /// First index entry in the chunk; an entry's `pc` is a row's place there.
+    pub index_row: u32,
+    /// Page of the first index entry.
+    pub first_page: u32,
+    /// Pages with an entry of their own; one more entry follows.
+    pub pages: u32,
     /// Zero.
     pub reserved: u32,
 }
-assert_size!(Mapping, 40);
+assert_size!(Mapping, 48);
 
 /// All executable mappings of a process, sorted by start.
 #[repr(C)]
@@ -76,7 +80,7 @@ pub struct Mappings {
     /// The entries.
     pub list: [Mapping; MAX_MAPPINGS],
 }
-assert_size!(Mappings, 8 + 40 * MAX_MAPPINGS);
+assert_size!(Mappings, 8 + 48 * MAX_MAPPINGS);
 
 /// How an unwound stack ends.
 #[repr(u32)]

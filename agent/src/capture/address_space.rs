@@ -125,8 +125,10 @@ fn pieces(code: &Code) -> Vec<stack::Mapping> {
         end,
         bias,
         chunk: piece.chunk,
-        first_row: piece.first_row,
         end_row: piece.end_row,
+        index_row: piece.index_row,
+        first_page: piece.first_page,
+        pages: piece.pages,
         reserved: 0,
     };
     let known = code.file.as_ref().map_or(&[][..], |file| &file.pieces);

@@ -2,12 +2,15 @@
 
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
-use agent_ebpf::abi::stack::{CHUNK_ROWS, MAX_CHUNKS, Row};
+use agent_ebpf::{
+    abi::stack::{CHUNK_ROWS, MAX_CHUNKS, Row},
+    logic::rows,
+};
 use anyhow::{Context as _, Result, bail};
 
 use super::{bpf, object::Object};
 
-/// A run of rows in one chunk.
+/// A run of rows in one chunk, with its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// Virtual address of the first row.
@@ -16,10 +19,14 @@ pub struct Piece {
     pub end: u32,
     /// Index of the chunk.
     pub chunk: u32,
-    /// First row in the chunk.
-    pub first_row: u32,
-    /// One past the last row.
+    /// One past the last row in the chunk.
     pub end_row: u32,
+    /// First index entry in the chunk.
+    pub index_row: u32,
+    /// Page of that entry.
+    pub first_page: u32,
+    /// Pages that have an entry.
+    pub pages: u32,
 }
 
 /// One chunk as the kernel takes it.
@@ -41,9 +48,14 @@ pub const UNRULED: Piece = Piece {
     start: 0,
     end: u32::MAX,
     chunk: 0,
-    first_row: 0,
     end_row: 1,
+    index_row: 0,
+    first_page: 0,
+    pages: 0,
 };
+
+/// Fewer rows are not worth the rest of a chunk.
+const LEAST_ROWS: usize = 64;
 
 impl Tables {
     /// No rows yet but the one for unruled code.
@@ -68,29 +80,35 @@ impl Tables {
     pub fn add(&mut self, object: &Object, rows: &[Row]) -> Result<Vec<Piece>> {
         let mut pieces = Vec::new();
         let mut rest = rows;
-        while let Some(first) = rest.first() {
-            if self.open.len() >= CHUNK_ROWS {
+        while !rest.is_empty() {
+            let room = CHUNK_ROWS - self.open.len();
+            let taken = fitting(rest, room);
+            if taken < rest.len().min(LEAST_ROWS) {
+                if room == CHUNK_ROWS {
+                    bail!("its code is spread too thinly for the unwind tables");
+                }
                 self.flush(object)?;
                 self.open.clear();
-                self.maps
-                    .push(bpf::create_single::<Chunk>().context("no memory for unwind tables")?);
+                let map = bpf::create_single::<Chunk>().context("no memory for unwind tables")?;
+                self.maps.push(map);
+                continue;
             }
-            let taken = rest.len().min(CHUNK_ROWS - self.open.len());
             let (now, later) = rest.split_at(taken);
             let chunk = self.maps.len().saturating_sub(1) as u32;
             if chunk >= MAX_CHUNKS {
                 bail!("the unwind tables are full ({MAX_CHUNKS} chunks of {CHUNK_ROWS} rows)");
             }
-            let first_row = self.open.len() as u32;
-            self.open.extend_from_slice(now);
+            let end = later.first().map_or(u32::MAX, |row| row.pc);
+            pieces.push(lay_out(
+                &mut self.open,
+                now,
+                Piece {
+                    end,
+                    chunk,
+                    ..UNRULED
+                },
+            ));
             self.dirty = true;
-            pieces.push(Piece {
-                start: first.pc,
-                end: later.first().map_or(u32::MAX, |row| row.pc),
-                chunk,
-                first_row,
-                end_row: first_row + taken as u32,
-            });
             rest = later;
         }
         Ok(pieces)
@@ -128,8 +146,103 @@ impl Tables {
     }
 }
 
+/// How many of `rows`, with their index, fit into `room` entries.
+fn fitting(rows: &[Row], room: usize) -> usize {
+    let mut taken = rows.len().min(room);
+    while let (Some(first), Some(last)) = (
+        rows.first(),
+        taken.checked_sub(1).and_then(|last| rows.get(last)),
+    ) {
+        let index = (rows::page(last.pc) - rows::page(first.pc)) as usize + 2;
+        if taken + index <= room {
+            break;
+        }
+        // Closer at each turn; a code page has far fewer than 256 rows.
+        taken = (taken * room / (taken + index)).min(taken - 1);
+    }
+    taken
+}
+
+/// Appends rows and their index to a chunk.
+fn lay_out(chunk: &mut Vec<Row>, rows: &[Row], piece: Piece) -> Piece {
+    let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
+        return piece;
+    };
+    let first_row = chunk.len();
+    chunk.extend_from_slice(rows);
+    let index_row = chunk.len() as u32;
+    let first_page = rows::page(first.pc);
+    let pages = rows::page(last.pc) - first_page + 1;
+    for page in 0..=pages {
+        let begins = u64::from(first_page + page) << rows::PAGE_SHIFT;
+        let at = rows
+            .partition_point(|row| u64::from(row.pc) <= begins)
+            .saturating_sub(1);
+        chunk.push(Row {
+            pc: (first_row + at) as u32,
+            ..Row::default()
+        });
+    }
+    Piece {
+        start: first.pc,
+        end_row: index_row,
+        index_row,
+        first_page,
+        pages,
+        ..piece
+    }
+}
+
 impl Default for Tables {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agent_ebpf::abi::stack::Mapping;
+    use proptest::prelude::*;
+
+    fn mapping(piece: &Piece) -> Mapping {
+        Mapping {
+            end_row: piece.end_row,
+            index_row: piece.index_row,
+            first_page: piece.first_page,
+            pages: piece.pages,
+            ..Mapping::default()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_index_leads_to_the_row(
+            gaps in proptest::collection::vec(1u32..2000, 1..400),
+            before in 0usize..50,
+            start in 0u32..100_000,
+            probes in proptest::collection::vec(0u32..1_000_000, 50),
+        ) {
+            let mut pc = start;
+            let rows: Vec<Row> = gaps.iter().map(|gap| { pc += gap; Row { pc, ..Row::default() } }).collect();
+            let mut chunk = vec![Row::default(); before];
+            let piece = lay_out(&mut chunk, &rows, UNRULED);
+            for probe in probes {
+                let probe = rows[0].pc + probe % (pc - rows[0].pc + 3000);
+                let expected = before + rows.partition_point(|row| row.pc <= probe) - 1;
+                let found = rows::find(&mapping(&piece), probe, |index| chunk[index as usize].pc);
+                prop_assert_eq!(found as usize, expected);
+            }
+        }
+
+        #[test]
+        fn what_fits_fits(gaps in proptest::collection::vec(1u32..5000, 1..400), room in 0usize..600) {
+            let mut pc = 0;
+            let rows: Vec<Row> = gaps.iter().map(|gap| { pc += gap; Row { pc, ..Row::default() } }).collect();
+            let taken = fitting(&rows, room);
+            let mut chunk = Vec::new();
+            lay_out(&mut chunk, &rows[..taken], UNRULED);
+            prop_assert!(chunk.len() <= room);
+        }
     }
 }
