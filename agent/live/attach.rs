@@ -54,7 +54,9 @@ fn stop(mode: &str, gone: Duration, kill: bool) -> Result<()> {
         .arguments(["--attach", mode])
         .start()?;
     breakpoints::wait_for(pid, ATTACH_LIMIT)?;
-    std::thread::sleep(Duration::from_secs_f64(2.0 + random.share()));
+    // A report of less than five seconds is inconclusive.
+    let while_watched = if kill { 1.0 } else { 6.0 } + random.share();
+    std::thread::sleep(Duration::from_secs_f64(while_watched));
     if kill {
         running.kill()?;
     } else {

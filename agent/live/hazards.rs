@@ -29,7 +29,7 @@ const MODES: [&str; 2] = ["multi", "perf"];
 
 /// How long the programs run, and how long they are watched meanwhile: they
 /// live through attach, load, reading and detach.
-const LIFE: u32 = 7;
+const LIFE: u32 = 6;
 const WATCHED: u32 = 2;
 
 pub(crate) fn trials() -> Vec<Trial> {

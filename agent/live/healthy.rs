@@ -13,8 +13,9 @@ use crate::{
     trial,
 };
 
-/// Long enough for three teeth of the saw.
-const WATCHED: u32 = 13;
+/// Long enough for three teeth of the saw, or a burst and its end.
+const LONG: u32 = 13;
+const SHORT: u32 = 8;
 
 pub(crate) fn trials() -> Vec<Trial> {
     let twins = LEAKS
@@ -24,7 +25,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             trial(format!("healthy::{work}"), move || {
                 let mut random = lab::random(&format!("healthy::{work}"))?;
                 let late = lateness(&mut random);
-                quiet(&["--healthy", work], late)
+                let watched = if work == "sawtooth" { LONG } else { SHORT };
+                quiet(&["--healthy", work], late, watched)
             })
         });
     let special = [
@@ -33,6 +35,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             quiet(
                 &["--leak", "map", "--delay", "1000"],
                 Duration::from_secs(1),
+                SHORT,
             )
         }),
         trial("healthy::limit_out_of_reach", limit_out_of_reach),
@@ -41,17 +44,18 @@ pub(crate) fn trials() -> Vec<Trial> {
             quiet(
                 &["--healthy", "burst-then-idle", "--delay", "4"],
                 Duration::from_secs(1),
+                LONG,
             )
         }),
     ];
     twins.chain(special).collect()
 }
 
-fn quiet(arguments: &[&str], late: Duration) -> Result<()> {
+fn quiet(arguments: &[&str], late: Duration, watched: u32) -> Result<()> {
     let mut random = lab::random(&format!("{arguments:?}"))?;
     let server = Server::start("server", arguments, &mut random, late)?;
     let pid = server.program.pid();
-    let report = Inspection::of(pid, WATCHED)?.run()?;
+    let report = Inspection::of(pid, watched)?.run()?;
     let drawn = &server.drawn;
     ensure!(
         report

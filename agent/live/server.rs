@@ -79,5 +79,5 @@ impl Server {
 
 /// How late to attach: mostly soon, up to half a minute.
 pub(crate) fn lateness(random: &mut Random) -> Duration {
-    Duration::from_secs_f64(30.0 * random.share().powi(6))
+    Duration::from_secs_f64(30.0 * random.share().powi(8))
 }
