@@ -133,16 +133,28 @@ extern "C" fn step(_index: u32, walk: *mut Walk) -> i64 {
                 walk.bp.wrapping_add(16)
             }
         };
-        if saved_rbp != Row::RBP_KEPT {
-            let Ok(bp) = read(cfa.wrapping_add((i64::from(saved_rbp) * 8) as u64)) else {
+        // A saved rbp stands next to the return address as a rule: one read
+        // serves both.
+        let ip = if saved_rbp == -2 {
+            let Ok([bp, ip]) = bpf_probe_read_user(cfa.wrapping_sub(16) as *const [u64; 2]) else {
                 (*thread).end = StackEnd::UnreadableStack as u64;
                 return 1;
             };
             walk.bp = bp;
-        }
-        let Ok(ip) = read(cfa.wrapping_sub(8)) else {
-            (*thread).end = StackEnd::UnreadableStack as u64;
-            return 1;
+            ip
+        } else {
+            if saved_rbp != Row::RBP_KEPT {
+                let Ok(bp) = read(cfa.wrapping_add((i64::from(saved_rbp) * 8) as u64)) else {
+                    (*thread).end = StackEnd::UnreadableStack as u64;
+                    return 1;
+                };
+                walk.bp = bp;
+            }
+            let Ok(ip) = read(cfa.wrapping_sub(8)) else {
+                (*thread).end = StackEnd::UnreadableStack as u64;
+                return 1;
+            };
+            ip
         };
         // musl's start code has no end mark, but a zero return address.
         if ip == 0 {

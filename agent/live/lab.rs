@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        OnceLock,
+        Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
@@ -106,10 +106,17 @@ pub(crate) fn example(name: &str) -> Result<PathBuf> {
     Ok(built)
 }
 
+/// Held while a program is made, so that no other test runs half of one.
+fn making() -> MutexGuard<'static, ()> {
+    static MAKING: Mutex<()> = Mutex::new(());
+    MAKING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// An example as distributions ship programs: symbols, but no debug
 /// information.
 pub(crate) fn plain_example(name: &str) -> Result<PathBuf> {
     let plain = path(name)?;
+    let _making = making();
     if !plain.exists() {
         let mut strip = Command::new("objcopy");
         run(strip.arg("--strip-debug").arg(example(name)?).arg(&plain))?;
@@ -125,6 +132,7 @@ pub(crate) fn compile(
     name: &str,
 ) -> Result<PathBuf> {
     let output = path(name)?;
+    let _making = making();
     if !output.exists() {
         let source = programs().join(source);
         run(Command::new(compiler)

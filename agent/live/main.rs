@@ -1,4 +1,4 @@
-//! Live tests: real probes on real processes, one test at a time.
+//! Live tests: real probes on real processes.
 //!
 //! ```text
 //! LINGERSCOPE_BIN        program under test       target/release/lingerscope
@@ -39,11 +39,12 @@ fn trial(
     })
 }
 
+/// Tests that watch at the same time; each loads a processor by a tenth or so.
+const SIDE_BY_SIDE: usize = 3;
+
 #[expect(clippy::print_stderr, reason = "a test runner reports to its terminal")]
 fn main() {
     let mut arguments = Arguments::from_args();
-    // Probes of one test would slow down another's target.
-    arguments.test_threads = Some(1);
     if !arguments.list {
         // SAFETY: geteuid takes nothing and cannot fail.
         if unsafe { libc::geteuid() } != 0 {
@@ -58,10 +59,10 @@ fn main() {
             }
         }
     }
-    let trials = [
-        leaks::trials(),
-        healthy::trials(),
-        allocators::trials(),
+    // Most of the time of these passes in watching.
+    let side_by_side = [leaks::trials(), healthy::trials(), allocators::trials()];
+    // These measure time, or look for what another test's probes would leave.
+    let one_by_one = [
         attach::trials(),
         hazards::trials(),
         hostile::trials(),
@@ -71,7 +72,13 @@ fn main() {
         stacks::trials(),
         targets::trials(),
     ];
-    let conclusion = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());
-    lab::clear(conclusion.has_failed());
-    conclusion.exit();
+    let mut run = |threads: usize, trials: Vec<Trial>| {
+        arguments.test_threads = Some(threads);
+        libtest_mimic::run(&arguments, trials)
+    };
+    let first = run(SIDE_BY_SIDE, side_by_side.into_iter().flatten().collect());
+    let second = run(1, one_by_one.into_iter().flatten().collect());
+    let failed = first.has_failed() || second.has_failed();
+    lab::clear(failed);
+    std::process::exit(if failed { 101 } else { 0 });
 }
