@@ -2,6 +2,10 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 // Atomic addition is written as an instruction, see `programs::heap`.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![allow(
+    clippy::inline_always,
+    reason = "what holds a map pointer across a call must be inlined for the verifier"
+)]
 
 #[cfg(target_arch = "bpf")]
 mod maps;

@@ -132,9 +132,8 @@ fn thread_record(id: u64) -> Option<*mut Thread> {
     }
     let blank = NEW_THREAD.get_ptr(0)?;
     // SAFETY: a zeroed map value, never written.
-    THREADS
-        .insert(id, unsafe { &*blank }, u64::from(BPF_ANY))
-        .ok()?;
+    let blank = unsafe { &*blank };
+    THREADS.insert(id, blank, u64::from(BPF_ANY)).ok()?;
     THREADS.get_ptr_mut(id)
 }
 
@@ -250,13 +249,10 @@ fn enter(ctx: *mut c_void) -> u32 {
         thread.mean = mean;
         thread.sampled = u64::from(sampled);
         if sampled {
-            thread.task = match task::current(&(*scene.target).task_id) {
-                Ok(id) => id,
-                Err(_) => {
-                    lose(scene.counts, Loss::UnreadableTaskId);
-                    0
-                }
-            };
+            thread.task = task::current(&(*scene.target).task_id).unwrap_or_else(|_| {
+                lose(scene.counts, Loss::UnreadableTaskId);
+                0
+            });
             let seed = (u64::from(scene.tgid) << 32) | u64::from(epoch);
             unwind::unwind(thread, scene.tgid, seed, regs.rip, regs.rsp, regs.rbp);
             thread.stack = site(thread, &scene, epoch);
@@ -383,7 +379,7 @@ fn leave(ctx: *mut c_void) {
                     epoch,
                     address: thread.old_address,
                 };
-                let _ = LIVE.insert(key, &thread.old, u64::from(BPF_NOEXIST));
+                let _ = LIVE.insert(key, thread.old, u64::from(BPF_NOEXIST));
             } else {
                 account_free(&thread.old, scene.counts);
             }

@@ -1,4 +1,8 @@
 //! Fork, exec and exit of targets, and the end of their threads.
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "aya's macro passes the context by value"
+)]
 
 use agent_ebpf::abi::{
     event::{Header, ProcessRecord},

@@ -31,7 +31,8 @@ pub(crate) fn current(recipe: &TaskIdRecipe) -> Result<u64, i32> {
         let slot = block.wrapping_add(recipe.slot);
         if recipe.has_tag != 0 {
             let tag: u64 = bpf_probe_read_user(slot.wrapping_sub(8) as *const u64)?;
-            if tag & 0xff == 0 {
+            // A byte; the rest of the word is padding.
+            if tag as u8 == 0 {
                 return Ok(0);
             }
         }
