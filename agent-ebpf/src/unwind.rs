@@ -190,7 +190,7 @@ fn mix(hash: u64, value: u64) -> u64 {
     (hash.rotate_left(5) ^ value).wrapping_mul(0x517c_c1b7_2722_0a95)
 }
 
-/// Fills the thread's `frames`, `frame_count`, `end` and `hash`. `seed` keeps
+/// Unwinds from the entry of a function. Fills the thread's `frames`, `frame_count`, `end` and `hash`. `seed` keeps
 /// the stacks of different processes apart.
 #[inline(always)]
 pub(crate) fn unwind(thread: *mut Thread, tgid: u32, seed: u64, ip: u64, sp: u64, bp: u64) {
@@ -205,14 +205,22 @@ pub(crate) fn unwind(thread: *mut Thread, tgid: u32, seed: u64, ip: u64, sp: u64
             report_unknown(tgid, ip);
             return;
         };
+        // At a probed instruction of an allocating function the stack pointer
+        // points at the return address, also where the function has no unwind
+        // rows, as in musl.
+        let Ok(caller) = read(sp) else {
+            (*thread).end = StackEnd::UnreadableStack as u64;
+            return;
+        };
+        push(thread, caller);
         let mut walk = Walk {
-            ip,
-            sp,
+            ip: caller,
+            sp: sp + 8,
             bp,
             mappings,
             thread,
             mapping: 0,
-            exact: 1,
+            exact: 0,
         };
         bpf_loop(
             MAX_FRAMES as u32,

@@ -22,7 +22,7 @@ use self::{
     account::Account, command::Waiting, progress::Progress, report::Run, selection::Selection,
 };
 use crate::{
-    capture::{Capture, Incident, TargetId, links::Method, object::Sizes},
+    capture::{self, Capture, Incident, TargetId, links::Method, object::Sizes},
     cli::InspectArgs,
     finding::{Command, Text},
     host::{
@@ -326,6 +326,8 @@ impl<'a> Inspection<'a> {
         for (id, reading) in self.capture.read()? {
             live += reading.live.len();
             if let Some(account) = self.accounts.get_mut(&id).filter(|account| !account.closed) {
+                let target = self.capture.target(id);
+                account.every_call = target.is_some_and(capture::target::Target::counts_every_call);
                 account.observe(now, reading, self.capture.counts(id));
             }
         }

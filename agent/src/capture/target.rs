@@ -33,6 +33,10 @@ use crate::{
 /// Mappings are read again at most this often: the kernel makes a list of all
 /// of them, under the target's lock.
 const REFRESH_EVERY: Duration = Duration::from_millis(500);
+/// A program that has just started maps its libraries one after the other.
+const REFRESH_AT_START: Duration = Duration::from_millis(2);
+/// How long that is expected to last.
+const START: Duration = Duration::from_secs(1);
 /// New files appear without a sign when nothing they do is sampled.
 const REFRESH_ANYWAY: Duration = Duration::from_secs(10);
 /// Perf events are taken off one by one, a grace period each.
@@ -141,6 +145,8 @@ pub struct Target {
     /// Inode and build id.
     probed: HashSet<(u64, Option<String>)>,
     refreshed: Instant,
+    /// When it began to run its present program, as far as we have seen.
+    started: Instant,
     /// Allocator functions that found no probe: perf events are few.
     pub left_out: usize,
     /// Why it is followed no more, though it runs.
@@ -201,6 +207,7 @@ impl Target {
             links: Vec::new(),
             probed: HashSet::new(),
             refreshed: Instant::now(),
+            started: Instant::now(),
             left_out: 0,
             refused: None,
         };
@@ -222,6 +229,16 @@ impl Target {
             target.release(object);
         })?;
         Ok(target)
+    }
+
+    /// Whether every call that hands out or takes back a block is counted, so
+    /// that their difference tells how the number of blocks changed.
+    pub fn counts_every_call(&self) -> bool {
+        self.left_out == 0
+            && self
+                .allocators
+                .iter()
+                .all(|allocator| allocator.why_not.is_none() && allocator.uncovered.is_empty())
     }
 
     /// Whether probes are on.
@@ -289,6 +306,7 @@ impl Target {
         if let Err(error) = self.purge(object) {
             tracing::debug!(error = %format_args!("{error:#}"), "records of an earlier program stay behind");
         }
+        self.started = Instant::now();
         self.space = AddressSpace::default();
         self.tasks = TaskIds::default();
         self.allocators.clear();
@@ -310,7 +328,13 @@ impl Target {
         }
         // The first look after an exec must not wait.
         let empty = self.space.code.is_empty();
-        if !empty && self.refreshed.elapsed() < REFRESH_EVERY {
+        let starting = self.started.elapsed() < START;
+        let pause = if starting {
+            REFRESH_AT_START
+        } else {
+            REFRESH_EVERY
+        };
+        if !empty && self.refreshed.elapsed() < pause {
             return;
         }
         self.look_again(object, files);

@@ -19,6 +19,7 @@ use crate::{
 const MAX_TASK_ID: u64 = 1 << 44;
 
 /// A process from its attach to its report.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Account {
     /// Names the target.
     pub(super) id: TargetId,
@@ -38,6 +39,8 @@ pub(super) struct Account {
     pub(super) ended: bool,
     /// Children that were forked and not followed.
     pub(super) unfollowed: u64,
+    /// Every call of an allocator is counted.
+    pub(super) every_call: bool,
     /// Allocator functions that found no probe.
     pub(super) left_out: u64,
     /// Blocks whose task id makes no sense; it is not reported.
@@ -65,6 +68,7 @@ impl Account {
             coarsest: mean,
             ended: false,
             unfollowed: 0,
+            every_call: false,
             left_out: 0,
             implausible: 0,
             command: None,
@@ -127,7 +131,7 @@ impl Account {
             } else {
                 process::anonymous_bytes(self.id).ok()
             },
-            calls: Some(Calls {
+            calls: self.every_call.then_some(Calls {
                 allocations: counts.allocations,
                 frees: counts.frees,
             }),

@@ -25,6 +25,7 @@ use crate::{capture::libraries, host::module};
 pub(super) struct Waiting {
     /// Its process id.
     pub(super) pid: u32,
+    program: PathBuf,
     gate: OwnedFd,
     spawner: JoinHandle<io::Result<Child>>,
 }
@@ -69,6 +70,7 @@ impl Waiting {
         }
         Ok(Self {
             pid: i32::from_ne_bytes(pid) as u32,
+            program: PathBuf::from(program),
             gate,
             spawner,
         })
@@ -86,7 +88,7 @@ impl Waiting {
             .join()
             .ok()
             .context("the spawning thread failed")?
-            .context("cannot execute the command")
+            .with_context(|| format!("cannot execute {}", self.program.display()))
     }
 }
 
