@@ -306,7 +306,7 @@ impl Capture {
                 Event::Fork(child) => incidents.push((tgid, Incident::Forked(child))),
                 Event::Exec(_) => {
                     if let Some(target) = self.targets.get_mut(&tgid) {
-                        target.restart(&self.object);
+                        target.restart();
                     }
                     incidents.push((tgid, Incident::Executed));
                     stale.push(tgid);

@@ -45,6 +45,8 @@ const READING_SHARE: u32 = 20;
 const FIRST_LOOK: Duration = Duration::from_millis(250);
 /// After so many children, a process is probed in a way that spares them.
 const MANY_CHILDREN: u64 = 16;
+/// How long a command is watched closely after its start.
+const SETTLING: Duration = Duration::from_millis(50);
 /// Children of a command that are followed at most.
 const MAX_CHILDREN: usize = 32;
 
@@ -166,6 +168,13 @@ impl<'a> Inspection<'a> {
             account.command = Some(Command::default());
         }
         self.child = Some((child, pid));
+        // Its libraries are mapped one after the other within milliseconds,
+        // and until we know them its stacks are cut short.
+        let settled = std::time::Instant::now() + SETTLING;
+        while std::time::Instant::now() < settled {
+            self.handle_records();
+            std::thread::sleep(Duration::from_micros(50));
+        }
         Ok(())
     }
 

@@ -34,7 +34,7 @@ use crate::{
 /// of them, under the target's lock.
 const REFRESH_EVERY: Duration = Duration::from_millis(500);
 /// A program that has just started maps its libraries one after the other.
-const REFRESH_AT_START: Duration = Duration::from_millis(2);
+const REFRESH_AT_START: Duration = Duration::from_micros(200);
 /// How long that is expected to last.
 const START: Duration = Duration::from_secs(1);
 /// New files appear without a sign when nothing they do is sampled.
@@ -147,6 +147,8 @@ pub struct Target {
     refreshed: Instant,
     /// When it began to run its present program, as far as we have seen.
     started: Instant,
+    /// The tables hold records of an earlier program.
+    stale_records: bool,
     /// Allocator functions that found no probe: perf events are few.
     pub left_out: usize,
     /// Why it is followed no more, though it runs.
@@ -208,6 +210,7 @@ impl Target {
             probed: HashSet::new(),
             refreshed: Instant::now(),
             started: Instant::now(),
+            stale_records: false,
             left_out: 0,
             refused: None,
         };
@@ -302,10 +305,8 @@ impl Target {
     }
 
     /// The process runs another program: nothing known of its memory holds.
-    pub(super) fn restart(&mut self, object: &Object) {
-        if let Err(error) = self.purge(object) {
-            tracing::debug!(error = %format_args!("{error:#}"), "records of an earlier program stay behind");
-        }
+    pub(super) fn restart(&mut self) {
+        self.stale_records = true;
         self.started = Instant::now();
         self.space = AddressSpace::default();
         self.tasks = TaskIds::default();
@@ -341,6 +342,13 @@ impl Target {
     }
 
     pub(super) fn refresh_if_due(&mut self, object: &mut Object, files: &mut Files) {
+        // Not at once after an exec: looking through the tables takes longer
+        // than the program takes to start.
+        if std::mem::take(&mut self.stale_records)
+            && let Err(error) = self.purge(object)
+        {
+            tracing::debug!(error = %format_args!("{error:#}"), "records of an earlier program stay behind");
+        }
         if self.detached_ns.is_none() && self.refreshed.elapsed() >= REFRESH_ANYWAY {
             self.look_again(object, files);
         }

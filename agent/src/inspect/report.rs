@@ -381,6 +381,11 @@ pub(super) fn exit_code(document: &Document, args: &InspectArgs) -> u8 {
     let too_coarse = args
         .limit
         .is_some_and(|wanted| limits.iter().any(|limit| *limit > wanted as f64));
+    if let (Some(wanted), true) = (args.limit, too_coarse) {
+        tracing::warn!(
+            "a leak of {wanted} B/s could have gone unseen, the detection limit is above --limit: watch longer by --for, or sample more finely by --sample"
+        );
+    }
     if !document.skipped.is_empty() || limits.is_empty() || too_coarse {
         return EXIT_INCONCLUSIVE;
     }
