@@ -208,6 +208,8 @@ impl<'a> Inspection<'a> {
                         account.counts = self.capture.counts(account.id);
                     }
                     self.choose_means(0.0);
+                    // The observation begins here.
+                    self.read()?;
                 }
                 _ = ticks.tick() => {
                     let began = Instant::now();
