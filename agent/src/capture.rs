@@ -12,6 +12,7 @@ pub mod links;
 pub mod object;
 pub mod probe_point;
 pub mod probes;
+pub mod refusal;
 pub mod ring;
 pub mod tables;
 pub mod target;
@@ -32,8 +33,9 @@ use self::{
     files::Files,
     links::Method,
     object::{Object, Sizes},
+    refusal::Refusal,
     ring::{Event, Stack},
-    target::{Place, Refusal, Target},
+    target::{Place, Target},
 };
 use crate::host::{
     process::{self, Process},
@@ -169,7 +171,7 @@ impl Capture {
         mean: u64,
         upcoming: &[PathBuf],
     ) -> Result<(), Refusal> {
-        target::check_seccomp(&process, self.seccomp_survives)?;
+        refusal::check_seccomp(&process, self.seccomp_survives)?;
         self.attach_by(process, mean, self.method, upcoming)
     }
 

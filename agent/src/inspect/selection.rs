@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    capture::target::Refusal,
+    capture::refusal::Refusal,
     finding::{Skipped, Text},
     host::process::{self, Process},
 };
