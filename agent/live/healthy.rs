@@ -90,7 +90,7 @@ fn quiet(arguments: &[&str], late: Duration, watched: u32) -> Result<()> {
 fn limit_out_of_reach() -> Result<()> {
     let mut random = lab::random("limit")?;
     let server = Server::start("server", &[], &mut random, Duration::ZERO)?;
-    let inspection = Inspection::of(server.program.pid(), 3)?;
+    let inspection = Inspection::of(server.program.pid(), 6)?;
     let report = inspection
         .arguments(["--limit", "1", "--sample", "64KiB"])
         .run()?;
