@@ -5,8 +5,8 @@
 //! allocations in the kernel, [`unwind`] and [`symbols`] turn stacks into
 //! functions, [`tokio_rt`] names tasks, [`ledger`] keeps what is live,
 //! [`analysis`] judges it, [`finding`] is the one model that every
-//! [`output`] prints. [`inspect`] is the front that runs them for named
-//! targets.
+//! [`output`] prints. [`investigation`] runs them for processes, [`inspect`]
+//! is the front that names those.
 //!
 //! `ledger`, `analysis` and `finding` are pure: they know nothing of aya,
 //! tokio, files or clocks.
@@ -18,6 +18,7 @@ pub mod elf;
 pub mod finding;
 pub mod host;
 pub mod inspect;
+pub mod investigation;
 pub mod ledger;
 pub mod output;
 pub mod symbols;

@@ -7,7 +7,7 @@ use std::{
 
 use agent_ebpf::abi::{heap::TargetCounts, loss::Loss};
 
-use super::fineness::Load;
+use super::{Sampling, fineness::Load};
 use crate::{
     capture::{Reading, TargetId},
     finding::Command,
@@ -20,23 +20,25 @@ const MAX_TASK_ID: u64 = 1 << 44;
 
 /// A process from its attach to its report.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-pub(super) struct Account {
+pub struct Account {
     /// Names the target.
-    pub(super) id: TargetId,
+    pub id: TargetId,
     /// Who it is.
-    pub(super) process: Process,
+    pub process: Process,
     /// What it holds.
     pub(super) ledger: Ledger,
     /// CLOCK_MONOTONIC when its probes were complete.
-    pub(super) attached_ns: u64,
+    pub attached_ns: u64,
     /// Time of the last observation, since then.
-    pub(super) observed: Duration,
+    pub observed: Duration,
     /// Counters at the last observation.
     pub(super) counts: TargetCounts,
+    /// How finely it is recorded.
+    pub(super) sampling: Sampling,
     /// Coarsest sampling mean used.
     pub(super) coarsest: u64,
     /// It has ended.
-    pub(super) ended: bool,
+    pub ended: bool,
     /// Children that were forked and not followed.
     pub(super) unfollowed: u64,
     /// Every call of an allocator is counted.
@@ -46,9 +48,9 @@ pub(super) struct Account {
     /// Blocks whose task id makes no sense; it is not reported.
     pub(super) implausible: u64,
     /// Set for the command that the run started.
-    pub(super) command: Option<Command>,
+    pub command: Option<Command>,
     /// A child of the command.
-    pub(super) descendant: bool,
+    pub descendant: bool,
     /// Its last observation is made.
     pub(super) closed: bool,
     looked: (Instant, TargetCounts),
@@ -57,7 +59,7 @@ pub(super) struct Account {
 
 impl Account {
     /// Begins an account.
-    pub(super) fn new(process: Process, attached_ns: u64, mean: u64) -> Self {
+    pub(super) fn new(process: Process, attached_ns: u64, sampling: Sampling) -> Self {
         Self {
             id: process.pid,
             process,
@@ -65,7 +67,8 @@ impl Account {
             attached_ns,
             observed: Duration::ZERO,
             counts: TargetCounts::default(),
-            coarsest: mean,
+            sampling,
+            coarsest: sampling.first_mean(),
             ended: false,
             unfollowed: 0,
             every_call: false,
@@ -158,7 +161,7 @@ impl Account {
     }
 
     /// Calls of allocating functions per second, at the last look.
-    pub(super) fn calls_per_s(&self) -> f64 {
+    pub fn calls_per_s(&self) -> f64 {
         self.load.calls_per_s
     }
 

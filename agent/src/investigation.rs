@@ -1,0 +1,368 @@
+//! Follows processes and judges them: what the fronts have in common.
+//!
+//! An [`Investigation`] owns the capture and one [`Account`] per process. Its
+//! front decides whom to follow and for how long, calls
+//! [`Investigation::handle_records`] when the ring buffer has something,
+//! [`Investigation::tick`] about once a second, and asks for a description of
+//! a process when it wants one.
+
+mod account;
+mod description;
+mod fineness;
+
+use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, time::Duration};
+
+use agent_ebpf::abi::heap::{Target, TargetCounts};
+use anyhow::Result;
+
+pub use account::Account;
+
+use crate::{
+    analysis::Settings,
+    capture::{self, Capture, Incident, TargetId, links::Method, object::Sizes, refusal::Refusal},
+    finding::{self, Text},
+    host::{
+        kernel,
+        process::{self, Process},
+        quarantine::{self, Quarantine},
+    },
+    symbols::Symbols,
+};
+
+/// Calls are only counted for so long, to choose a sampling mean; the
+/// observation begins then.
+pub const FIRST_LOOK: Duration = Duration::from_millis(250);
+/// After so many children, a process is probed in a way that spares them.
+const MANY_CHILDREN: u64 = 16;
+
+/// How finely a process's allocations are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampling {
+    /// By a sampling mean in bytes that stays; 1 records every allocation.
+    Fixed(u64),
+    /// By the allocation rate, which is looked at first.
+    ByRate,
+    /// Every allocation from the first on, and coarser when the rate asks for
+    /// it.
+    FromFirst,
+}
+
+impl Sampling {
+    const fn first_mean(self) -> u64 {
+        match self {
+            Self::Fixed(mean) => mean,
+            Self::ByRate => Target::COUNT_ONLY,
+            Self::FromFirst => 1,
+        }
+    }
+}
+
+/// Something that the front may have to act upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happening {
+    /// A followed process forked; the child is not followed.
+    Forked {
+        /// Who forked.
+        parent: TargetId,
+        /// Process id of the child.
+        child: u32,
+    },
+    /// A followed process ended; its last observation is made.
+    Ended(TargetId),
+}
+
+/// Processes that are followed.
+pub struct Investigation {
+    capture: Capture,
+    accounts: HashMap<TargetId, Account>,
+    live_blocks: u32,
+}
+
+impl Investigation {
+    /// Loads the kernel programs. `live_blocks` is the room for recorded
+    /// blocks of all processes together, `methods` the ways of attaching that
+    /// may be used.
+    ///
+    /// # Errors
+    /// As [`Capture::new`].
+    pub fn new(live_blocks: u32, methods: &[Method]) -> Result<Self> {
+        let quarantine = Quarantine::open(&Quarantine::place())?;
+        Ok(Self {
+            capture: Capture::new(Sizes { live_blocks }, methods, quarantine)?,
+            accounts: HashMap::new(),
+            live_blocks,
+        })
+    }
+
+    /// The kernel side.
+    pub fn capture(&self) -> &Capture {
+        &self.capture
+    }
+
+    /// A descriptor that is readable when there is something for
+    /// [`Self::handle_records`].
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn ring_descriptor(&self) -> Result<OwnedFd> {
+        self.capture.ring_descriptor()
+    }
+
+    /// The kernel programs, for their log.
+    pub fn ebpf(&mut self) -> &mut aya::Ebpf {
+        self.capture.ebpf()
+    }
+
+    /// Starts to follow a process. `upcoming` are files that it is about to
+    /// map.
+    ///
+    /// # Errors
+    /// Why it cannot be followed.
+    pub fn follow(
+        &mut self,
+        process: Process,
+        sampling: Sampling,
+        upcoming: &[PathBuf],
+    ) -> Result<(), Refusal> {
+        let pid = process.pid;
+        let first = sampling.first_mean();
+        if upcoming.is_empty() {
+            self.capture.attach(process.clone(), first)?;
+        } else {
+            self.capture
+                .attach_command(process.clone(), first, upcoming)?;
+        }
+        let attached = self.attached_ns(pid);
+        self.accounts
+            .insert(pid, Account::new(process, attached, sampling));
+        Ok(())
+    }
+
+    fn attached_ns(&self, id: TargetId) -> u64 {
+        self.capture
+            .target(id)
+            .map_or_else(kernel::monotonic_ns, |target| target.attached_ns)
+    }
+
+    /// A followed process.
+    pub fn account(&self, id: TargetId) -> Option<&Account> {
+        self.accounts.get(&id)
+    }
+
+    /// A followed process.
+    pub fn account_mut(&mut self, id: TargetId) -> Option<&mut Account> {
+        self.accounts.get_mut(&id)
+    }
+
+    /// The followed processes, those that have ended included.
+    pub fn accounts(&self) -> impl Iterator<Item = &Account> {
+        self.accounts.values()
+    }
+
+    /// Number of followed processes.
+    pub fn len(&self) -> usize {
+        self.accounts.len()
+    }
+
+    /// Whether no process is followed.
+    pub fn is_empty(&self) -> bool {
+        self.accounts.is_empty()
+    }
+
+    /// Whether nothing is left to observe.
+    pub fn is_over(&self) -> bool {
+        self.accounts.values().all(|account| account.ended)
+    }
+
+    /// Handles what the kernel programs have reported.
+    pub fn handle_records(&mut self) -> Vec<Happening> {
+        let mut happenings = Vec::new();
+        for (id, incident) in self.capture.drain() {
+            match incident {
+                Incident::Ended(status) => {
+                    self.look_at_death(id, status);
+                    self.end(id);
+                    happenings.push(Happening::Ended(id));
+                }
+                Incident::Executed => {
+                    if let Some(account) = self.accounts.get_mut(&id) {
+                        account.restart();
+                    }
+                }
+                Incident::Forked(child) => {
+                    happenings.push(Happening::Forked { parent: id, child });
+                }
+            }
+        }
+        happenings
+    }
+
+    /// Counts a child that is not followed. After many, the parent is probed
+    /// in a way that spares them; `spare` is false where the way is fixed.
+    ///
+    /// # Errors
+    /// Why the parent cannot be followed any more.
+    pub fn leave_child(&mut self, parent: TargetId, spare: bool) -> Result<(), Refusal> {
+        let Some(account) = self.accounts.get_mut(&parent) else {
+            return Ok(());
+        };
+        account.unfollowed += 1;
+        let fixed = !spare || self.capture.method() == Method::Perf;
+        if account.unfollowed != MANY_CHILDREN || fixed {
+            return Ok(());
+        }
+        if let Err(refusal) = self.capture.spare_children(parent) {
+            self.accounts.remove(&parent);
+            return Err(refusal);
+        }
+        let attached = self.attached_ns(parent);
+        if let Some(account) = self.accounts.get_mut(&parent) {
+            account.begin_again(attached, TargetCounts::default());
+        }
+        Ok(())
+    }
+
+    /// A target that dies by a signal under our probes is not probed again.
+    fn look_at_death(&mut self, id: TargetId, status: u32) {
+        let Some(signal) = quarantine::suspicious_signal(status) else {
+            return;
+        };
+        let Some(target) = self
+            .capture
+            .target(id)
+            .filter(|target| target.is_attached())
+        else {
+            return;
+        };
+        let exe = process::exe_path(&target.process);
+        let name = Text::name(exe.as_os_str().as_encoded_bytes());
+        tracing::error!(
+            "process {id} ({name}) died by signal {signal} while it was probed; this build is not probed again"
+        );
+        if let Err(error) = self.capture.quarantine(id, signal) {
+            tracing::warn!(error = %format_args!("{error:#}"), "the quarantine holds for this run only");
+        }
+    }
+
+    /// Reads the tables once more for a target that has just ended.
+    fn end(&mut self, id: TargetId) {
+        if self.accounts.get(&id).is_none_or(|account| account.ended) {
+            return;
+        }
+        if let Some(account) = self.accounts.get_mut(&id) {
+            account.ended = true;
+        }
+        if let Err(error) = self.read() {
+            tracing::warn!(error = %format_args!("{error:#}"), "the last observation of a process is missing");
+        }
+        self.capture.detach(id);
+        if let Some(account) = self.accounts.get_mut(&id) {
+            account.closed = true;
+        }
+    }
+
+    /// One observation of every process, and sampling means that fit their
+    /// load.
+    ///
+    /// # Errors
+    /// When the kernel's tables cannot be read.
+    pub fn tick(&mut self) -> Result<()> {
+        self.capture.tick();
+        let live = self.read()?;
+        self.choose_means(live as f64 / f64::from(self.live_blocks));
+        Ok(())
+    }
+
+    /// Chooses the first sampling means; the observation begins here.
+    ///
+    /// # Errors
+    /// As [`Self::tick`].
+    pub fn first_look(&mut self) -> Result<()> {
+        for account in self.accounts.values_mut() {
+            account.counts = self.capture.counts(account.id);
+        }
+        self.choose_means(0.0);
+        self.read().map(drop)
+    }
+
+    /// Enters the tables into the accounts; live blocks in all.
+    fn read(&mut self) -> Result<usize> {
+        let now = kernel::monotonic_ns();
+        let mut live = 0;
+        for (id, reading) in self.capture.read()? {
+            live += reading.live.len();
+            if let Some(account) = self.accounts.get_mut(&id).filter(|account| !account.closed) {
+                let target = self.capture.target(id);
+                account.every_call = target.is_some_and(capture::target::Target::counts_every_call);
+                account.observe(now, reading, self.capture.counts(id));
+            }
+        }
+        Ok(live)
+    }
+
+    /// Sets the sampling means that are not the user's choice.
+    fn choose_means(&mut self, table_use: f64) {
+        let now = kernel::monotonic_ns();
+        for account in self.accounts.values_mut() {
+            let Some(current) = self.capture.target(account.id).map(|target| target.mean) else {
+                continue;
+            };
+            let first = current == Target::COUNT_ONLY;
+            let early = now.saturating_sub(account.attached_ns) < FIRST_LOOK.as_nanos() as u64;
+            if account.ended || matches!(account.sampling, Sampling::Fixed(_)) || (first && early) {
+                continue;
+            }
+            let load = account.load(table_use);
+            let mean = fineness::next_mean(if first { 1 } else { current }, load);
+            if mean == current {
+                continue;
+            }
+            if let Err(error) = self.capture.set_mean(account.id, mean) {
+                tracing::warn!(error = %format_args!("{error:#}"), "cannot change the sampling mean");
+                continue;
+            }
+            account.coarsest = if first {
+                mean
+            } else {
+                account.coarsest.max(mean)
+            };
+            if first {
+                account.begin_again(now, account.counts);
+            }
+        }
+    }
+
+    /// The last observation of all, and the probes off. Returns who was
+    /// followed no more before that, and why.
+    ///
+    /// # Errors
+    /// As [`Self::tick`].
+    pub fn finish(&mut self) -> Result<Vec<(TargetId, Refusal)>> {
+        self.read()?;
+        let mut refused = Vec::new();
+        for account in self.accounts.values_mut() {
+            self.capture.detach(account.id);
+            if let Some(target) = self.capture.target(account.id) {
+                account.left_out = target.left_out as u64;
+                refused.extend(target.refused.clone().map(|refusal| (account.id, refusal)));
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Judges one process; `None` when it is not followed.
+    pub fn describe(
+        &self,
+        id: TargetId,
+        settings: &Settings,
+        symbols: &mut Symbols,
+    ) -> Option<finding::Process> {
+        let account = self.accounts.get(&id)?;
+        Some(description::describe(
+            &self.capture,
+            account,
+            settings,
+            symbols,
+        ))
+    }
+}

@@ -1,0 +1,236 @@
+//! From an account to the document's view of a process.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::account::Account;
+use crate::{
+    analysis::{self, Context, Identity, MemoryLimit, Settings},
+    capture::{Capture, address_space::AddressSpace, ring},
+    finding::{self, Allocator, Finding, Frame, Process, Task, Text, Tokio},
+    host::process,
+    ledger::StackId,
+    symbols::Symbols,
+    tokio_rt::{
+        boundary::{self, Polled},
+        current_task::TaskIds,
+    },
+};
+use agent_ebpf::abi::{heap::TaskIdRecipe, stack::StackEnd};
+
+/// Judges an account.
+pub(super) fn describe(
+    capture: &Capture,
+    account: &Account,
+    settings: &Settings,
+    symbols: &mut Symbols,
+) -> Process {
+    let who = &account.process;
+    let target = capture.target(account.id);
+    let empty = AddressSpace::default();
+    let space = target.map_or(&empty, |target| &target.space);
+    let stacks: BTreeMap<StackId, analysis::Stack> = account
+        .ledger
+        .stacks()
+        .into_iter()
+        .filter_map(|id| Some((id, resolve(capture.stack(id.0)?, space, symbols))))
+        .collect();
+    let exe = process::exe_path(who);
+    let identity = Identity {
+        pid: who.pid,
+        start_time: who.start_time,
+        exe_basename: exe
+            .file_name()
+            .map(|name| Text::name(name.as_encoded_bytes()).as_str().to_owned())
+            .unwrap_or_default(),
+    };
+    let context = Context {
+        sampling_mean: account.coarsest,
+        limit: process::memory_limit(who).map(|(used_bytes, limit_bytes)| MemoryLimit {
+            limit_bytes,
+            used_bytes,
+        }),
+    };
+    let outcome = analysis::findings(&account.ledger, &stacks, &identity, &context, settings);
+    let mut findings = outcome.findings;
+    let mut not_leaks = outcome.not_leaks;
+    let ids_agree = task_ids_agree(account, &stacks);
+    if !ids_agree {
+        findings
+            .iter_mut()
+            .chain(&mut not_leaks)
+            .for_each(|finding| finding.tasks.clear());
+    }
+    findings
+        .iter_mut()
+        .chain(&mut not_leaks)
+        .for_each(name_tasks);
+    let (detection_limit_bytes_per_s, why_not) =
+        match account.blind().map_or(outcome.detection_limit, Err) {
+            Ok(limit) => (Some(limit), None),
+            Err(why) => (None, Some(Text::sentence(why))),
+        };
+    Process {
+        pid: who.pid,
+        ns_pid: (who.ns_pid != who.pid).then_some(who.ns_pid),
+        start_time: who.start_time,
+        uid: Some(who.uid),
+        comm: Text::name(&who.comm),
+        build_id: space.build_id(&exe).map(str::to_owned),
+        exe: (!exe.as_os_str().is_empty()).then(|| Text::name(exe.as_os_str().as_encoded_bytes())),
+        cgroup: (!who.cgroup.is_empty()).then(|| Text::name(&who.cgroup)),
+        unit: who.unit().map(Text::name),
+        container_id: who.container_id().map(Text::name),
+        command: account.command.clone(),
+        allocators: target
+            .map(|target| target.allocators.iter().map(allocator).collect())
+            .unwrap_or_default(),
+        capture: finding::Capture {
+            mode: "trace",
+            windows: 1,
+            open_s: account.observed.as_secs_f64(),
+            sampling_mean_bytes: account.coarsest,
+            allocations: account.counts.allocations,
+            sampled: account.counts.sampled,
+            lost: lost(capture, account),
+            target_slowdown_percent: account.slowdown_percent(),
+            agent_cpu_percent: None,
+        },
+        detection_limit_bytes_per_s,
+        why_not,
+        rss: outcome.rss,
+        explained_share: outcome.explained_share,
+        tokio: target
+            .filter(|target| target.tasks.tokio)
+            .map(|target| tokio(&target.tasks, ids_agree, findings.iter().chain(&not_leaks))),
+        findings,
+        not_leaks,
+        sites: outcome.sites,
+    }
+}
+
+fn resolve(stack: &ring::Stack, space: &AddressSpace, symbols: &mut Symbols) -> analysis::Stack {
+    let frames = stack
+        .frames
+        .iter()
+        .flat_map(|(address, exact)| symbols.frames(space, *address, *exact))
+        .collect();
+    let truncated = match stack.end {
+        StackEnd::Complete => None,
+        StackEnd::UnknownMapping => Some("its code lay in no known mapping"),
+        StackEnd::NoUnwindRule => Some("its code has no unwind rule that can be followed"),
+        StackEnd::UnreadableStack => Some("the stack's memory could not be read"),
+        StackEnd::TooDeep => Some("it has more frames than are kept"),
+    };
+    analysis::Stack {
+        frames,
+        truncated: truncated.map(Text::sentence),
+    }
+}
+
+/// How the tasks of a process's allocations were told.
+fn tokio<'a>(
+    ids: &TaskIds,
+    ids_agree: bool,
+    mut findings: impl Iterator<Item = &'a Finding>,
+) -> Tokio {
+    let read = ids.recipe.kind != TaskIdRecipe::KIND_NONE;
+    let named = findings.any(|finding| !finding.tasks.is_empty());
+    let why_not = if read && !ids_agree {
+        Some("what was read as task ids does not fit the stacks".to_owned())
+    } else {
+        ids.why_not.clone()
+    };
+    Tokio {
+        runtimes: None,
+        tasks: None,
+        task_id: match (read && ids_agree, named) {
+            (true, _) => "tls",
+            (false, true) => "stack",
+            (false, false) => "none",
+        },
+        why_not: why_not.map(Text::sentence),
+    }
+}
+
+/// Whether the ids that were read fit the stacks: what is allocated while a
+/// task is polled has one.
+fn task_ids_agree(account: &Account, stacks: &BTreeMap<StackId, analysis::Stack>) -> bool {
+    let polled: HashSet<StackId> = stacks
+        .iter()
+        .filter(|(_, stack)| {
+            matches!(
+                polled(&stack.frames),
+                Some(Polled::Future(_) | Polled::Unnamed)
+            )
+        })
+        .map(|(id, _)| *id)
+        .collect();
+    let blocks = account
+        .ledger
+        .live()
+        .iter()
+        .filter(|block| polled.contains(&block.stack));
+    let (with, without): (Vec<_>, Vec<_>) = blocks.partition(|block| block.task.is_some());
+    without.len() * 10 <= with.len() + without.len()
+}
+
+/// What a stack was polling, by the names of its functions; inlined ones have
+/// no full names.
+fn polled(frames: &[Frame]) -> Option<Polled> {
+    let standing = frames.iter().filter(|frame| !frame.inlined);
+    let names: Vec<&str> = standing
+        .filter_map(|frame| Some(frame.function.as_ref()?.as_str()))
+        .collect();
+    boundary::polled(&names)
+}
+
+/// Names a finding's tasks by the future that its stack was polling.
+fn name_tasks(finding: &mut Finding) {
+    let frames = &finding.site.frames;
+    let name = match polled(frames) {
+        Some(Polled::Future(name)) => name,
+        Some(Polled::Runtime) => "tokio's own work".to_owned(),
+        Some(Polled::Unnamed) | None => return,
+    };
+    // The outermost of the user's frames is the future itself.
+    let location = finding::user_frames(frames)
+        .last()
+        .and_then(|frame| frame.location());
+    if finding.tasks.is_empty() {
+        let (blocks, bytes) = (
+            finding.live_blocks.value as u64,
+            finding.live_bytes.value as u64,
+        );
+        finding.tasks.push(Task {
+            blocks,
+            bytes,
+            ..Task::default()
+        });
+    }
+    for task in &mut finding.tasks {
+        task.name = Some(Text::symbol(&name));
+        task.location = location.as_ref().map(Text::sentence);
+    }
+}
+
+fn allocator(allocator: &crate::capture::target::Allocator) -> Allocator {
+    let uncovered = &allocator.uncovered;
+    let why_not = allocator.why_not.clone().or_else(|| {
+        (!uncovered.is_empty()).then(|| format!("cannot follow {}", uncovered.join(", ")))
+    });
+    Allocator {
+        kind: Text::name(allocator.kind),
+        module: Text::name(allocator.module.as_os_str().as_encoded_bytes()),
+        attached: allocator.why_not.is_none(),
+        why_not: why_not.map(Text::sentence),
+    }
+}
+
+/// Losses of one process, with those of this program that concern them all.
+fn lost(capture: &Capture, account: &Account) -> BTreeMap<String, u64> {
+    let ours = capture
+        .lost()
+        .iter()
+        .map(|(cause, count)| ((*cause).to_owned(), *count));
+    account.lost().into_iter().chain(ours).collect()
+}
