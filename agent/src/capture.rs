@@ -35,7 +35,7 @@ use self::{
     object::{Object, Sizes},
     refusal::Refusal,
     ring::{Event, Stack},
-    target::{Place, Target},
+    target::{Place, Probing, Target},
 };
 use crate::host::{
     process::{self, Process},
@@ -172,7 +172,32 @@ impl Capture {
         upcoming: &[PathBuf],
     ) -> Result<(), Refusal> {
         refusal::check_seccomp(&process, self.seccomp_survives)?;
-        self.attach_by(process, mean, self.method, upcoming)
+        self.attach_by(process, mean, self.method, upcoming, Probing::Always)
+    }
+
+    /// Prepares to follow a process in windows; no probe is set yet.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn prepare(&mut self, process: Process) -> Result<(), Refusal> {
+        refusal::check_seccomp(&process, self.seccomp_survives)?;
+        self.attach_by(process, 1, self.method, &[], Probing::Windows)
+    }
+
+    /// Puts the probes of a prepared target on.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn open_window(&mut self, id: TargetId) -> Result<()> {
+        let target = self.targets.get_mut(&id).context("no such target")?;
+        target.open_window(&mut self.object)
+    }
+
+    /// Takes them off again; its blocks are forgotten, its sites stay.
+    pub fn close_window(&mut self, id: TargetId) {
+        if let Some(target) = self.targets.get_mut(&id) {
+            target.close_window(&mut self.object);
+        }
     }
 
     /// As [`Self::attach`], in a given way and whatever the trial has shown.
@@ -182,6 +207,7 @@ impl Capture {
         mean: u64,
         method: Method,
         upcoming: &[PathBuf],
+        probing: Probing,
     ) -> Result<(), Refusal> {
         let pid = process.pid;
         let used: Vec<u32> = self.targets.values().map(|target| target.slot).collect();
@@ -196,6 +222,7 @@ impl Capture {
             mean,
             method,
             upcoming,
+            probing,
         };
         let target = Target::attach(
             &mut self.object,
@@ -221,7 +248,7 @@ impl Capture {
         };
         let (process, mean) = (target.process.clone(), target.mean);
         self.forget(id);
-        self.attach_by(process, mean, Method::Perf, &[])
+        self.attach_by(process, mean, Method::Perf, &[], Probing::Always)
     }
 
     /// Notes that a target died by a signal while it was probed: its build is

@@ -124,6 +124,26 @@ impl Links {
         }
     }
 
+    /// Takes all probes off. The kernel removes the breakpoints of links at
+    /// once and then waits out a grace period, which a thread of its own does
+    /// here.
+    pub fn detach_behind(mut self, object: &mut Object) {
+        let links = self.allocating.iter().chain(&self.freeing);
+        if links.into_iter().any(|link| matches!(link, Link::Perf(..))) {
+            self.detach(object);
+            return;
+        }
+        // Without a thread it takes a little longer.
+        drop(
+            std::thread::Builder::new()
+                .name("detach".into())
+                .spawn(move || {
+                    drop(self.allocating);
+                    drop(self.freeing);
+                }),
+        );
+    }
+
     /// Whether anything is attached.
     pub fn is_attached(&self) -> bool {
         !self.allocating.is_empty() || !self.freeing.is_empty()

@@ -10,7 +10,7 @@ use std::{
 use agent_ebpf::abi::heap::{
     Block, BlockKey, Cookie, FunctionKind, Site, Target as Slot, TaskIdRecipe,
 };
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::{
     address_space::AddressSpace,
@@ -66,6 +66,24 @@ pub(super) struct Place<'a> {
     pub(super) method: Method,
     /// Files that it is about to map.
     pub(super) upcoming: &'a [PathBuf],
+    /// When its probes are on.
+    pub(super) probing: Probing,
+}
+
+/// When a target's probes are on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probing {
+    /// From attach to detach.
+    Always,
+    /// In windows, [`super::Capture::open_window`] to
+    /// [`super::Capture::close_window`].
+    Windows,
+}
+
+/// A file with allocator functions, and where they are probed.
+struct Probed {
+    file: Arc<CodeFile>,
+    points: FilePoints,
 }
 
 /// A process under capture.
@@ -76,8 +94,6 @@ pub struct Target {
     pub process: Process,
     /// CLOCK_MONOTONIC when its probes were complete.
     pub attached_ns: u64,
-    /// CLOCK_MONOTONIC when its probes came off; `None`: they are on.
-    pub detached_ns: Option<u64>,
     /// Sampling mean in bytes.
     pub mean: u64,
     /// Its executable mappings.
@@ -88,8 +104,13 @@ pub struct Target {
     pub tasks: TaskIds,
     method: Method,
     links: Vec<Links>,
-    /// Inode and build id.
-    probed: HashSet<(u64, Option<String>)>,
+    /// Probes are to be on now.
+    open: bool,
+    /// Detached for good.
+    over: bool,
+    probed: Vec<Probed>,
+    /// Inode and build id of the files that were looked at.
+    known: HashSet<(u64, Option<String>)>,
     refreshed: Instant,
     /// When it began to run its present program, as far as we have seen.
     started: Instant,
@@ -146,14 +167,16 @@ impl Target {
             slot: place.slot,
             process,
             attached_ns: 0,
-            detached_ns: None,
             mean: place.mean,
             space,
             allocators: Vec::new(),
             tasks,
             method: place.method,
             links: Vec::new(),
-            probed: HashSet::new(),
+            open: place.probing == Probing::Always,
+            over: false,
+            probed: Vec::new(),
+            known: HashSet::new(),
             refreshed: Instant::now(),
             started: Instant::now(),
             stale_records: false,
@@ -164,7 +187,7 @@ impl Target {
         let attached = target.attach_new_files(object, upcoming);
         target.attached_ns = kernel::monotonic_ns();
         match attached {
-            Ok(()) if target.links.is_empty() => Err(Refusal::NoAllocator {
+            Ok(()) if target.probed.is_empty() => Err(Refusal::NoAllocator {
                 pid,
                 why: target.why_none(),
             }),
@@ -199,11 +222,44 @@ impl Target {
     }
 
     pub(super) fn detach(&mut self, object: &mut Object) {
-        for links in &mut self.links {
+        self.open = false;
+        self.over = true;
+        for mut links in self.links.drain(..) {
             links.detach(object);
         }
-        if self.links.drain(..).next().is_some() {
-            self.detached_ns = Some(kernel::monotonic_ns());
+    }
+
+    /// Puts the probes on.
+    pub(super) fn open_window(&mut self, object: &mut Object) -> Result<()> {
+        if self.over {
+            bail!("its probes are off for good");
+        }
+        self.open = true;
+        let attached = self.attach_from(object, 0);
+        self.attached_ns = kernel::monotonic_ns();
+        if attached.is_err() {
+            self.close_window(object);
+        }
+        attached
+    }
+
+    /// Takes the probes off without waiting for the kernel's grace period, and
+    /// the target's blocks out of the kernel's table: their frees go unseen
+    /// from now on.
+    pub(super) fn close_window(&mut self, object: &mut Object) {
+        self.open = false;
+        for links in self.links.drain(..) {
+            links.detach_behind(object);
+        }
+        let pid = self.process.pid;
+        // SAFETY: the map's own types.
+        let cleared = object.map("LIVE").and_then(|map| unsafe {
+            Ok(bpf::delete_where(map, |key: &BlockKey, _: &Block| {
+                key.tgid == pid
+            })?)
+        });
+        if let Err(error) = cleared {
+            tracing::warn!(pid, error = %format_args!("{error:#}"), "blocks of a closed window stay in the table");
         }
     }
 
@@ -273,7 +329,7 @@ impl Target {
     /// Looks at the mappings again, after the kernel met unknown code or the
     /// process ran another program.
     pub(super) fn refresh(&mut self, object: &mut Object, files: &mut Files) {
-        if self.detached_ns.is_some() {
+        if self.over {
             return;
         }
         // The first look after an exec must not wait.
@@ -298,7 +354,7 @@ impl Target {
         {
             tracing::debug!(error = %format_args!("{error:#}"), "records of an earlier program stay behind");
         }
-        if self.detached_ns.is_none() && self.refreshed.elapsed() >= REFRESH_ANYWAY {
+        if !self.over && self.refreshed.elapsed() >= REFRESH_ANYWAY {
             self.look_again(object, files);
         }
     }
@@ -368,11 +424,11 @@ impl Target {
             let Some(module) = &file.module else {
                 return false;
             };
-            self.probed
+            self.known
                 .insert((module.id.inode, module.build_id.clone()))
         });
-        let mut places: Vec<(PathBuf, FilePoints)> = Vec::new();
-        for file in &fresh {
+        let first = self.probed.len();
+        for file in fresh {
             let Some(module) = &file.module else { continue };
             let mut points = FilePoints::default();
             for family in &file.families {
@@ -395,13 +451,34 @@ impl Target {
                 });
             }
             if !points.allocating.is_empty() {
-                places.push((module.descriptor_path(), points));
+                self.probed.push(Probed { file, points });
             }
         }
+        if self.open {
+            self.attach_from(object, first)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Attaches to the probed files from the `first` on.
+    fn attach_from(&mut self, object: &mut Object, first: usize) -> Result<()> {
+        let mut places: Vec<(PathBuf, FilePoints)> = self
+            .probed
+            .iter()
+            .skip(first)
+            .filter_map(|probed| {
+                let module = probed.file.module.as_ref()?;
+                Some((module.descriptor_path(), probed.points.clone()))
+            })
+            .collect();
         if places.is_empty() {
             return Ok(());
         }
         if self.method == Method::Perf {
+            if first == 0 {
+                self.left_out = 0;
+            }
             self.left_out += limit_perf(&mut places);
         }
         let mut links = Links::default();

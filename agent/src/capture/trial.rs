@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Capture, links::Method};
+use super::{Capture, links::Method, target::Probing};
 use crate::host::process::Process;
 
 /// The hidden subcommand that runs [`subject`].
@@ -67,6 +67,7 @@ fn try_on(capture: &mut Capture, method: Method, child: &mut Child) -> Result<Ou
         agent_ebpf::abi::heap::Target::COUNT_ONLY,
         method,
         &[],
+        Probing::Always,
     )?;
     // From here on returns are probed as well.
     capture.set_mean(child.id(), 1)?;
