@@ -1,6 +1,7 @@
 //! Layouts of map keys, map values and ring buffer records.
 
 pub mod event;
+pub mod fault;
 pub mod heap;
 pub mod loss;
 pub mod stack;

@@ -2,6 +2,7 @@
 
 use agent_ebpf::abi::{
     ABI_VERSION,
+    fault::FaultSite,
     heap::{Block, BlockKey, MAX_TARGETS, Site, Target, TargetCounts},
     stack::{CHUNK_ROWS, MAX_CHUNKS, MAX_FRAMES, Mappings, Row},
 };
@@ -122,6 +123,12 @@ pub(crate) static LIVE: HashMap<BlockKey, Block> = HashMap::with_max_entries(262
 /// By hash of the stack.
 #[map]
 pub(crate) static SITES: HashMap<u64, Site> = HashMap::with_max_entries(65_536, 0);
+/// By hash of the stack.
+#[map]
+pub(crate) static FAULTS: HashMap<u64, FaultSite> = HashMap::with_max_entries(8192, 0);
+/// The unwinder's memory for page faults.
+#[map]
+pub(crate) static FAULT_SCRATCH: PerCpuArray<Thread> = PerCpuArray::with_max_entries(1, 0);
 /// Rare facts only: new stacks, process events, unknown mappings.
 #[map]
 pub(crate) static RING: RingBuf = RingBuf::with_byte_size(4 << 20, 0);

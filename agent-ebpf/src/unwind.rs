@@ -238,6 +238,45 @@ pub(crate) fn unwind(thread: *mut Thread, tgid: u32, seed: u64, ip: u64, sp: u64
     }
 }
 
+/// As [`unwind`], from any instruction.
+#[inline(always)]
+pub(crate) fn unwind_fault(thread: *mut Thread, tgid: u32, seed: u64, ip: u64, sp: u64, bp: u64) {
+    // SAFETY: a map value that no other program uses now.
+    unsafe {
+        (*thread).frame_count = 0;
+        (*thread).end = StackEnd::TooDeep as u64;
+        (*thread).hash = seed;
+        push(thread, ip | StackRecord::EXACT);
+        let Some(mappings) = MAPPINGS.get_ptr(tgid) else {
+            (*thread).end = StackEnd::UnknownMapping as u64;
+            report_unknown(tgid, ip);
+            return;
+        };
+        let mut walk = Walk {
+            ip,
+            sp,
+            bp,
+            mappings,
+            thread,
+            mapping: 0,
+            exact: 1,
+        };
+        bpf_loop(
+            MAX_FRAMES as u32,
+            step as *mut c_void,
+            (&raw mut walk).cast(),
+            0,
+        );
+        if (*thread).end == StackEnd::UnknownMapping as u64 {
+            report_unknown(tgid, walk.ip);
+        }
+        // 0 stands for "no stack kept"
+        if (*thread).hash == 0 {
+            (*thread).hash = 1;
+        }
+    }
+}
+
 /// Tells user space to look at the mappings again; it limits how often.
 fn report_unknown(tgid: u32, address: u64) {
     if let Some(mut entry) = RING.reserve::<MappingRecord>(0) {

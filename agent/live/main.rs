@@ -20,6 +20,7 @@ mod inspection;
 mod journal;
 mod lab;
 mod leaks;
+mod outside;
 mod program;
 mod random;
 mod server;
@@ -60,7 +61,12 @@ fn main() {
         }
     }
     // Most of the time of these passes in watching.
-    let side_by_side = [leaks::trials(), healthy::trials(), allocators::trials()];
+    let side_by_side = [
+        leaks::trials(),
+        healthy::trials(),
+        allocators::trials(),
+        outside::trials(),
+    ];
     // These measure time, or look for what another test's probes would leave.
     let one_by_one = [
         attach::trials(),

@@ -9,6 +9,7 @@ mod growth;
 mod limit;
 mod process;
 mod report;
+mod residence;
 mod shape;
 mod site;
 mod stacks;
@@ -25,6 +26,7 @@ use crate::{
 use growth::Growth;
 
 pub use report::{Identity, Outcome, Stack, findings};
+pub use residence::{FaultStack, Region, Residence};
 
 /// Observations that a verdict needs at least.
 const LEAST_OBSERVATIONS: usize = 4;
@@ -101,6 +103,7 @@ pub struct Judgements<K> {
     pub rss: Option<Rss>,
     /// Its growth in bytes per second, where it surely grew.
     pub rss_growth: Option<Estimate>,
+    process: process::Process,
 }
 
 /// What one site was found to be.
@@ -171,6 +174,7 @@ pub fn judge<K: Ord + Clone>(
         detection_limit: limit::detection_limit(&process, context, settings),
         rss: process.rss,
         rss_growth: process.memory_growth(),
+        process,
     }
 }
 

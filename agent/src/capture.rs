@@ -6,6 +6,7 @@
 pub mod address_space;
 pub mod allocators;
 pub mod bpf;
+pub mod faults;
 pub mod files;
 pub mod libraries;
 pub mod links;
@@ -77,6 +78,7 @@ pub struct Capture {
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, TargetCounts>,
     targets: HashMap<TargetId, Target>,
+    faults: HashMap<TargetId, faults::FaultLinks>,
     stacks: HashMap<u64, Stack>,
     quarantine: Quarantine,
     method: Method,
@@ -104,6 +106,7 @@ impl Capture {
             ring,
             counts,
             targets: HashMap::new(),
+            faults: HashMap::new(),
             stacks: HashMap::new(),
             quarantine,
             method: Method::Perf,
@@ -273,6 +276,7 @@ impl Capture {
     /// Takes a target's probes off. What it recorded can be read until
     /// [`Self::forget`].
     pub fn detach(&mut self, id: TargetId) {
+        self.end_faults(id);
         if let Some(target) = self.targets.get_mut(&id) {
             target.detach(&mut self.object);
         }

@@ -3,6 +3,7 @@
 //! This is the only room that opens files or memory of other processes
 //! (SAFE-1).
 
+pub mod arguments;
 pub mod btf;
 pub mod kernel;
 pub mod mapping;

@@ -9,6 +9,7 @@
 mod account;
 mod description;
 mod fineness;
+mod residence;
 
 use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
@@ -131,6 +132,11 @@ impl Investigation {
         } else {
             self.capture
                 .attach_command(process.clone(), first, upcoming)?;
+        }
+        // Where memory grows that no allocator hands out; without it, only
+        // that is not told.
+        if let Err(error) = self.capture.sample_faults(pid) {
+            tracing::debug!(pid, error = %format_args!("{error:#}"), "page faults are not sampled");
         }
         let attached = self.attached_ns(pid);
         self.accounts
@@ -289,11 +295,15 @@ impl Investigation {
     fn read(&mut self) -> Result<usize> {
         let now = kernel::monotonic_ns();
         let mut live = 0;
+        let mut faults = self.capture.page_faults()?;
         for (id, reading) in self.capture.read()? {
             live += reading.live.len();
             if let Some(account) = self.accounts.get_mut(&id).filter(|account| !account.closed) {
                 let target = self.capture.target(id);
                 account.every_call = target.is_some_and(capture::target::Target::counts_every_call);
+                account
+                    .growth
+                    .faults(faults.remove(&id).unwrap_or_default());
                 account.observe(now, reading, self.capture.counts(id));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Context, Judgement, Settings, judge};
+use super::{Context, Judgement, Settings, judge, residence, residence::Residence};
 use crate::{
     finding::{
         Estimate, Finding, Fingerprint, Frame, Leak, LiveSite, Rss, Site, Task, Text, Verdict,
@@ -60,6 +60,7 @@ pub struct Outcome {
 /// frames.
 pub fn findings(
     ledger: &Ledger,
+    residence: &Residence,
     stacks: &BTreeMap<StackId, Stack>,
     identity: &Identity,
     context: &Context,
@@ -121,6 +122,19 @@ pub fn findings(
     outcome.explained_share = judgements
         .rss_growth
         .and_then(|growth| explained_share(&outcome.findings, growth));
+    if let Some(finding) = residence::judge(
+        &judgements.process,
+        &outcome.findings,
+        residence,
+        stacks,
+        identity,
+        settings,
+    ) {
+        match finding.leak {
+            Leak::No => outcome.not_leaks.insert(0, finding),
+            Leak::Yes | Leak::Suspected => outcome.findings.push(finding),
+        }
+    }
     outcome.findings.truncate(MAX_FINDINGS);
     outcome
 }

@@ -290,6 +290,7 @@ pub(super) fn advice(found: &Found) -> &'static str {
         (Some(Verdict::Sawtooth), _) => {
             "Nothing to do: what is added here is released at intervals. Only the peaks count for the memory limit."
         }
-        (None, _) => "",
+        // Of other kinds of growth, `residence` speaks.
+        _ => "",
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::{Map, MapData, PerCpuArray, PerCpuValues},
-    programs::{RawTracePoint, UProbe},
+    programs::{PerfEvent, RawTracePoint, UProbe},
 };
 
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -133,6 +133,17 @@ impl Object {
         Ok(program)
     }
 
+    /// A program for perf events, loaded when it is first asked for.
+    pub fn perf_event(&mut self, name: &str) -> Result<&mut PerfEvent> {
+        let program: &mut PerfEvent = self.program(name)?.try_into()?;
+        if program.fd().is_err() {
+            program
+                .load()
+                .with_context(|| format!("the kernel refuses program {name}"))?;
+        }
+        Ok(program)
+    }
+
     fn program(&mut self, name: &str) -> Result<&mut aya::programs::Program> {
         self.ebpf
             .program_mut(name)
@@ -218,6 +229,7 @@ mod tests {
             return;
         }
         let mut object = Object::load(Sizes { live_blocks: 1024 }).unwrap();
+        object.perf_event("page_fault").unwrap();
         object.uprobe("heap_session", AttachType::Session).unwrap();
         for name in ["heap_enter", "heap_leave", "heap_free"] {
             object.uprobe(name, AttachType::Multi).unwrap();

@@ -7,8 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::abi::heap::{
-    Block, BlockKey, Cookie, FunctionKind, Site, Target as Slot, TaskIdRecipe,
+use agent_ebpf::abi::{
+    fault::FaultSite,
+    heap::{Block, BlockKey, Cookie, FunctionKind, Site, Target as Slot, TaskIdRecipe},
 };
 use anyhow::{Context as _, Result, bail};
 
@@ -289,6 +290,9 @@ impl Target {
                 key.tgid == pid && key.epoch != epoch
             })?;
             bpf::delete_where(object.map("SITES")?, |_: &u64, site: &Site| {
+                site.tgid == pid && site.epoch != epoch
+            })?;
+            bpf::delete_where(object.map("FAULTS")?, |_: &u64, site: &FaultSite| {
                 site.tgid == pid && site.epoch != epoch
             })?;
         }

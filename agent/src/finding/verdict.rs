@@ -17,15 +17,24 @@ pub enum Verdict {
     Bounded,
     /// It grows and is released again and again.
     Sawtooth,
+    /// A language runtime's heap grows, which is its own affair.
+    ManagedHeap,
+    /// Memory grows that no known allocator owns.
+    OutsideAllocators,
+    /// The allocator keeps memory whose blocks were released.
+    Retention,
 }
 
 impl Verdict {
     /// Every verdict this version can give.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 7] = [
         Self::UnboundedGrowth,
         Self::Warming,
         Self::Bounded,
         Self::Sawtooth,
+        Self::ManagedHeap,
+        Self::OutsideAllocators,
+        Self::Retention,
     ];
 
     /// Stable name.
@@ -35,6 +44,9 @@ impl Verdict {
             Self::Warming => "warming",
             Self::Bounded => "bounded",
             Self::Sawtooth => "sawtooth",
+            Self::ManagedHeap => "managed-heap",
+            Self::OutsideAllocators => "outside-allocators",
+            Self::Retention => "retention",
         }
     }
 
@@ -42,7 +54,12 @@ impl Verdict {
     pub const fn leak(self) -> Leak {
         match self {
             Self::UnboundedGrowth => Leak::Yes,
-            Self::Warming | Self::Bounded | Self::Sawtooth => Leak::No,
+            Self::OutsideAllocators => Leak::Suspected,
+            Self::Warming
+            | Self::Bounded
+            | Self::Sawtooth
+            | Self::ManagedHeap
+            | Self::Retention => Leak::No,
         }
     }
 }

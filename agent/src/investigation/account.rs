@@ -7,7 +7,7 @@ use std::{
 
 use agent_ebpf::abi::{heap::TargetCounts, loss::Loss};
 
-use super::{Sampling, fineness::Load};
+use super::{Sampling, fineness::Load, residence::Growth};
 use crate::{
     capture::{Reading, TargetId},
     finding::Command,
@@ -53,6 +53,8 @@ pub struct Account {
     pub descendant: bool,
     /// Its last observation is made.
     pub(super) closed: bool,
+    /// Where its memory grew.
+    pub(super) growth: Growth,
     looked: (Instant, TargetCounts),
     load: Load,
 }
@@ -77,6 +79,7 @@ impl Account {
             command: None,
             descendant: false,
             closed: false,
+            growth: Growth::default(),
             looked: (Instant::now(), TargetCounts::default()),
             load: Load::default(),
         }
@@ -85,6 +88,7 @@ impl Account {
     /// The process runs another program: what it held is gone.
     pub(super) fn restart(&mut self) {
         self.ledger.restart();
+        self.growth = Growth::default();
         if let Ok(process) = Process::of(self.id) {
             self.process = process;
         }
@@ -94,6 +98,7 @@ impl Account {
     /// `counts` are the counters as they stand.
     pub(super) fn begin_again(&mut self, attached_ns: u64, counts: TargetCounts) {
         self.ledger = Ledger::default();
+        self.growth.begin_again();
         self.attached_ns = attached_ns;
         self.observed = Duration::ZERO;
         self.counts = counts;
@@ -105,6 +110,9 @@ impl Account {
         let since = |ns: u64| Duration::from_nanos(ns.saturating_sub(self.attached_ns));
         self.observed = since(now_ns);
         self.counts = counts;
+        for (address, _) in &reading.live {
+            self.growth.block(*address);
+        }
         let sites = reading.sites.into_iter().map(|(hash, site)| SiteTotals {
             stack: StackId(hash),
             allocated: site.allocated,

@@ -28,12 +28,6 @@ pub(super) fn describe(
     let target = capture.target(account.id);
     let empty = AddressSpace::default();
     let space = target.map_or(&empty, |target| &target.space);
-    let stacks: BTreeMap<StackId, analysis::Stack> = account
-        .ledger
-        .stacks()
-        .into_iter()
-        .filter_map(|id| Some((id, resolve(capture.stack(id.0)?, space, symbols))))
-        .collect();
     let exe = process::exe_path(who);
     let identity = Identity {
         pid: who.pid,
@@ -50,7 +44,23 @@ pub(super) fn describe(
             used_bytes,
         }),
     };
-    let outcome = analysis::findings(&account.ledger, &stacks, &identity, &context, settings);
+    let residence = account.growth.residence(who, space);
+    let of_faults = residence.stacks.iter().map(|faults| faults.stack);
+    let stacks: BTreeMap<StackId, analysis::Stack> = account
+        .ledger
+        .stacks()
+        .into_iter()
+        .chain(of_faults)
+        .filter_map(|id| Some((id, resolve(capture.stack(id.0)?, space, symbols))))
+        .collect();
+    let outcome = analysis::findings(
+        &account.ledger,
+        &residence,
+        &stacks,
+        &identity,
+        &context,
+        settings,
+    );
     let mut findings = outcome.findings;
     let mut not_leaks = outcome.not_leaks;
     let ids_agree = task_ids_agree(account, &stacks);

@@ -88,5 +88,8 @@ pub const fn message_id(verdict: Verdict) -> &'static str {
         Verdict::Warming => "164a1d52756e486388e4918c7f44fcbc",
         Verdict::Bounded => "70e0ecde50e84df6b797fa8f778a0e5f",
         Verdict::Sawtooth => "7dcf87e3c4d2475a8f14485dc590f7e0",
+        Verdict::ManagedHeap => "9b993390650549d3adb6f584c1610ca4",
+        Verdict::OutsideAllocators => "6bc5261ad1d241ae97269c96d6df1cbd",
+        Verdict::Retention => "67b03ea259ec4266b4b7fe587b17eb3e",
     }
 }

@@ -124,11 +124,12 @@ fn not_leaks(process: &Process, out: &mut impl Write) -> io::Result<()> {
             .evidence
             .first()
             .map_or("", |line| line.text.as_str());
-        let text = format!(
-            "No leak ({}): {site}, {} live. {reason}",
-            healthy.verdict,
-            bytes(healthy.live_bytes.value)
-        );
+        let held = if healthy.live_blocks.high > 0.0 {
+            format!("{} live", bytes(healthy.live_bytes.value))
+        } else {
+            format!("grows by {}", rate(healthy.leak_bytes_per_s.value))
+        };
+        let text = format!("No leak ({}): {site}, {held}. {reason}", healthy.verdict);
         finding::wrapped(out, "  ", "    ", &text)?;
     }
     match process.not_leaks.len().saturating_sub(MAX_NOT_LEAKS) {

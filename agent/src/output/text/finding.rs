@@ -47,6 +47,28 @@ pub(super) fn write(
             rate(leak.high)
         ),
     )?;
+    if finding.live_blocks.high > 0.0 {
+        live(finding, style, out)?;
+    }
+    if let Some(left) = finding.time_to_limit_s {
+        field(out, style, "To limit", &time(seconds(left)))?;
+    }
+    stack(finding, style, out)?;
+    tasks(finding, style, out)?;
+    section(out, style, "Evidence")?;
+    for line in &finding.evidence {
+        wrapped(out, "    - ", "      ", &line.text)?;
+    }
+    section(out, style, "What to do")?;
+    wrapped(out, "    ", "    ", &finding.advice)?;
+    writeln!(
+        out,
+        "  {}",
+        style.faint(&format!("Fingerprint {}", finding.fingerprint))
+    )
+}
+
+fn live(finding: &Finding, style: Style, out: &mut impl Write) -> io::Result<()> {
     let live = &finding.live_bytes;
     let range = if live.high - live.low > live.value * 0.01 {
         format!(" (95 %: {} to {})", bytes(live.low), bytes(live.high))
@@ -65,22 +87,6 @@ pub(super) fn write(
             bytes(live.value),
             count(finding.live_blocks.value)
         ),
-    )?;
-    if let Some(left) = finding.time_to_limit_s {
-        field(out, style, "To limit", &time(seconds(left)))?;
-    }
-    stack(finding, style, out)?;
-    tasks(finding, style, out)?;
-    section(out, style, "Evidence")?;
-    for line in &finding.evidence {
-        wrapped(out, "    - ", "      ", &line.text)?;
-    }
-    section(out, style, "What to do")?;
-    wrapped(out, "    ", "    ", &finding.advice)?;
-    writeln!(
-        out,
-        "  {}",
-        style.faint(&format!("Fingerprint {}", finding.fingerprint))
     )
 }
 
