@@ -11,6 +11,7 @@ pub mod files;
 pub mod libraries;
 pub mod links;
 pub mod object;
+pub mod origin;
 pub mod probe_point;
 pub mod probes;
 pub mod refusal;
@@ -69,6 +70,8 @@ pub enum Incident {
     Executed,
     /// It ended; its wait status.
     Ended(u32),
+    /// It is no target and begins to run a program.
+    Started,
 }
 
 /// The kernel side of a run.
@@ -140,6 +143,16 @@ impl Capture {
             "this kernel lets no probes be attached ({})",
             reasons.join("; ")
         )
+    }
+
+    /// Has every process told that begins to run a program, targets or not.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn announce_programs(&self) -> Result<()> {
+        // SAFETY: the map's own types.
+        unsafe { bpf::update(self.object.map("ANNOUNCE")?, &0u32, &1u32) }
+            .context("cannot ask for new programs")
     }
 
     /// A descriptor that is readable when records wait in the ring buffer.
@@ -345,6 +358,7 @@ impl Capture {
                     stale.push(tgid);
                 }
                 Event::Exit(status) => incidents.push((tgid, Incident::Ended(status))),
+                Event::Start => incidents.push((tgid, Incident::Started)),
                 Event::UnknownMapping(_) => stale.push(tgid),
             }
         }
@@ -366,18 +380,33 @@ impl Capture {
         }
     }
 
+    /// Reads the tables of one target.
+    ///
+    /// # Errors
+    /// When it is no target or the kernel refuses.
+    pub fn read_one(&self, id: TargetId) -> Result<Reading> {
+        self.read_of([id])?
+            .remove(&id)
+            .filter(|_| self.targets.contains_key(&id))
+            .context("no such target")
+    }
+
     /// Reads the tables of all targets in one pass.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
     pub fn read(&self) -> Result<HashMap<TargetId, Reading>> {
-        let mut readings: HashMap<TargetId, Reading> = self
-            .targets
-            .keys()
-            .map(|id| (*id, Reading::default()))
-            .collect();
-        let epochs: HashMap<TargetId, u32> = self
-            .targets
-            .keys()
-            .map(|id| (*id, self.epoch(*id)))
-            .collect();
+        self.read_of(self.targets.keys().copied())
+    }
+
+    fn read_of(
+        &self,
+        targets: impl IntoIterator<Item = TargetId>,
+    ) -> Result<HashMap<TargetId, Reading>> {
+        let epochs: HashMap<TargetId, u32> =
+            targets.into_iter().map(|id| (id, self.epoch(id))).collect();
+        let mut readings: HashMap<TargetId, Reading> =
+            epochs.keys().map(|id| (*id, Reading::default())).collect();
         let current = |tgid: u32, epoch: u32| epochs.get(&tgid) == Some(&epoch);
         // Sites first: a block that is live now was counted there before.
         // SAFETY: the map's own types.
@@ -405,16 +434,19 @@ impl Capture {
         Ok(readings)
     }
 
+    /// A target's counters by processor; empty when it is no target.
+    pub fn counts_by_processor(&self, id: TargetId) -> Vec<TargetCounts> {
+        self.targets
+            .get(&id)
+            .and_then(|target| self.counts.get(&target.slot, 0).ok())
+            .map(|values| values.to_vec())
+            .unwrap_or_default()
+    }
+
     /// A target's counters, added up over the processors.
     pub fn counts(&self, id: TargetId) -> TargetCounts {
         let mut sum = TargetCounts::default();
-        let Some(target) = self.targets.get(&id) else {
-            return sum;
-        };
-        let Ok(values) = self.counts.get(&target.slot, 0) else {
-            return sum;
-        };
-        for value in values.iter() {
+        for value in self.counts_by_processor(id) {
             sum.allocations += value.allocations;
             sum.allocated_bytes += value.allocated_bytes;
             sum.frees += value.frees;

@@ -5,6 +5,7 @@
 
 pub mod arguments;
 pub mod btf;
+pub mod cpu_clock;
 pub mod kernel;
 pub mod mapping;
 pub mod memory;

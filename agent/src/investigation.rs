@@ -70,6 +70,8 @@ pub enum Happening {
     },
     /// A followed process ended; its last observation is made.
     Ended(TargetId),
+    /// Another process begins to run a program.
+    Started(u32),
 }
 
 /// Processes that are followed.
@@ -198,6 +200,7 @@ impl Investigation {
                 Incident::Forked(child) => {
                     happenings.push(Happening::Forked { parent: id, child });
                 }
+                Incident::Started => happenings.push(Happening::Started(id)),
             }
         }
         happenings

@@ -13,7 +13,7 @@ use crate::{
     analysis::Settings,
     cli::{EXIT_FOUND, EXIT_INCONCLUSIVE, EXIT_NOTHING, InspectArgs},
     finding::{Document, Process, SCHEMA, Skipped, Text},
-    host::kernel,
+    host::{cpu_clock, kernel},
     investigation::{Account, Investigation},
     output::{journald, json, text},
     symbols::Symbols,
@@ -58,7 +58,7 @@ impl Run {
                 investigation.describe(account.id, &Settings::default(), &mut symbols)
             })
             .collect();
-        let cpu = own_cpu_seconds();
+        let cpu = cpu_clock::own().as_secs_f64();
         for process in &mut processes {
             let open = process.capture.open_s;
             process.capture.agent_cpu_percent = (open > 0.0).then(|| cpu / open * 100.0);
@@ -78,17 +78,6 @@ impl Run {
             skipped,
         }
     }
-}
-
-/// Processor time of this program so far.
-fn own_cpu_seconds() -> f64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` is a valid place for the result.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// Prints the document as the arguments ask.
