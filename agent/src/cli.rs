@@ -1,5 +1,7 @@
 //! Arguments in, exit code out.
 
+mod settings;
+
 use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -38,6 +40,15 @@ enum Command {
     /// Ends after --for, at Ctrl-C or with the last target. Exit codes: 0 nothing found, 1 error, 2
     /// usage, 3 a finding at or above --fail-on, 4 a target could not be observed.
     Inspect(InspectArgs),
+    /// Check the daemon's settings: a file, with the drop-ins beside it
+    ///
+    /// Exit codes: 0 the daemon takes them, 2 it does not, and every reason is printed.
+    CheckConfig {
+        /// The file [default: /etc/lingerscope/lingerscope.yaml, which may be absent]
+        file: Option<PathBuf>,
+    },
+    /// Print the daemon's default settings with explanations
+    DefaultConfig,
     /// What the attach trial tries its probes on
     #[command(name = trial::SUBCOMMAND, hide = true)]
     Trial,
@@ -135,6 +146,8 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Inspect(args) => inspect::run(&args),
+        Command::CheckConfig { file } => settings::check(file.as_deref()),
+        Command::DefaultConfig => settings::default(),
         Command::Trial => return trial::subject(),
     };
     match result {
@@ -206,5 +219,12 @@ mod tests {
         assert!(Cli::try_parse_from(["lingerscope", "inspect"]).is_err());
         assert!(Cli::try_parse_from(["lingerscope", "inspect", "-p", "1", "-p", "2"]).is_ok());
         assert!(Cli::try_parse_from(["lingerscope", "inspect", "--", "true"]).is_ok());
+    }
+
+    #[test]
+    fn settings_have_their_commands() {
+        assert!(Cli::try_parse_from(["lingerscope", "default-config"]).is_ok());
+        assert!(Cli::try_parse_from(["lingerscope", "check-config"]).is_ok());
+        assert!(Cli::try_parse_from(["lingerscope", "check-config", "a", "b"]).is_err());
     }
 }

@@ -14,6 +14,7 @@
 pub mod analysis;
 pub mod capture;
 pub mod cli;
+pub mod config;
 pub mod elf;
 pub mod finding;
 pub mod host;
