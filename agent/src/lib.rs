@@ -11,6 +11,7 @@
 //! `ledger`, `analysis` and `finding` are pure: they know nothing of aya,
 //! tokio, files or clocks.
 
+pub mod alert;
 pub mod analysis;
 pub mod capture;
 pub mod cli;

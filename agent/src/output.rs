@@ -5,4 +5,4 @@ pub mod json;
 pub mod text;
 
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;

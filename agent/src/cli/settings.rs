@@ -65,7 +65,8 @@ mod tests {
 
     #[test]
     fn the_exit_code_tells() {
-        let file = std::env::temp_dir().join(format!("lingerscope-check-{}.yaml", std::process::id()));
+        let file =
+            std::env::temp_dir().join(format!("lingerscope-check-{}.yaml", std::process::id()));
         for (text, code) in [("mode: full\n", EXIT_NOTHING), ("mode: fool\n", EXIT_USAGE)] {
             fs::write(&file, text).unwrap();
             assert_eq!(check(Some(&file)).unwrap(), code, "{text}");

@@ -16,6 +16,11 @@ const MAX_LENGTH: usize = 256;
 pub struct Pattern(String);
 
 impl Pattern {
+    /// Reads a pattern; the error says what is wrong.
+    pub fn read(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+    }
+
     /// Whether the whole name matches.
     pub fn matches(&self, name: &str) -> bool {
         wildcard(self.0.as_bytes(), name.as_bytes())

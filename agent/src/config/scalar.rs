@@ -36,6 +36,11 @@ pub enum LogLevel {
 pub struct Day(jiff::civil::Date);
 
 impl Day {
+    /// Reads a day such as 2027-03-31; the error says what is wrong.
+    pub fn read(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+    }
+
     /// Whether the day is over at this time, in seconds since 1970.
     pub fn is_over(self, unix_s: i64) -> bool {
         self.end() <= unix_s
