@@ -13,11 +13,15 @@ use std::{
 };
 
 use lingerscope::{
+    alert::{Alerts, Moment, Notice, State},
+    config::{Pattern, Settings, Suppression},
     finding::{
         Confidence, Estimate, Evidence, Finding, Frame, Leak, Process, Site, Task, Text, Verdict,
         fingerprint,
     },
-    output::journald::{Journal, message_id},
+    output::journald::{
+        Journal, SUMMARY_MESSAGE_ID, SUPPRESSION_MESSAGE_ID, end_message_id, message_id,
+    },
 };
 use serde_json::Value;
 
@@ -252,6 +256,67 @@ fn a_message_too_long_for_a_datagram_arrives_whole() {
     assert_eq!(found[0]["PRIORITY"], "4");
 }
 
+/// One notice of every kind but the plain one.
+fn notices(process: &Process, finding: &Finding) -> Vec<Notice> {
+    let mut settings = Settings::default();
+    settings.alerts.burst = 2;
+    settings.alerts.resolve_after = Duration::ZERO;
+    settings.suppressions.push(Suppression {
+        unit: Pattern::read("never.service").ok(),
+        reason: Some("it was so".to_owned()),
+        ..Suppression::default()
+    });
+    let at = |hours| Moment {
+        monotonic: Duration::from_hours(hours),
+        unix_s: 0,
+    };
+    let mut alerts = Alerts::new(&settings, at(0));
+    let mut with = process.clone();
+    with.findings.push(finding.clone());
+    let mut without = process.clone();
+    let mut told = alerts.judged(at(0), &mut with);
+    told.extend(alerts.judged(at(0), &mut without));
+    told.extend(alerts.judged(at(0), &mut with));
+    told.extend(alerts.tick(at(1)));
+    told.extend(alerts.ended(at(2), process.pid, process.start_time));
+    told.extend(alerts.tick(at(200)));
+    told
+}
+
+#[test]
+fn an_end_is_found_under_the_unit_that_ended() {
+    let Some(journal) = Private::start("end") else {
+        return;
+    };
+    let (process, finding) = sample(dead_process(), "It grew.");
+    let sender = Journal::connect(&journal.socket()).unwrap();
+    for notice in notices(&process, &finding) {
+        sender.tell(&notice).unwrap();
+    }
+    let found = journal.read(&["--unit=lingerscope-test.service"]);
+    let told: Vec<(&str, &str)> = found
+        .iter()
+        .map(|message| {
+            let state = message["LINGERSCOPE_STATE"].as_str().unwrap_or("summary");
+            (state, message["PRIORITY"].as_str().unwrap())
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("firing", "3"),
+            ("resolved", "6"),
+            ("summary", "3"),
+            ("ended", "6")
+        ]
+    );
+    let fingerprint = format!("LINGERSCOPE_FINGERPRINT={}", finding.fingerprint);
+    assert_eq!(journal.read(&[&fingerprint]).len(), 4);
+    let troubles = journal.read(&[&format!("MESSAGE_ID={SUPPRESSION_MESSAGE_ID}")]);
+    assert_eq!(troubles.len(), 1);
+    assert_eq!(troubles[0]["LINGERSCOPE_SUPPRESSION"], "it was so");
+}
+
 #[test]
 fn journalctl_explains_an_alert() {
     let Some(journal) = Private::start("explain") else {
@@ -288,6 +353,9 @@ fn journalctl_explains_an_alert() {
             )
             .unwrap();
     }
+    for notice in notices(&process, &finding) {
+        sender.tell(&notice).unwrap();
+    }
     output(journal.journalctl().arg("--sync"));
     // -x reads the host's database only: put ours there, for one command.
     let script = format!(
@@ -323,6 +391,10 @@ fn journalctl_explains_an_alert() {
         "Subject: Memory still grows, ever more slowly",
         "Subject: Memory has stopped growing",
         "Subject: Memory grows and is released again",
+        "is gone",
+        "ended with a finding",
+        "1 were held back",
+        "has not matched anything for a week",
     ] {
         assert!(
             explained.iter().any(|line| line.contains(part)),
@@ -340,29 +412,27 @@ fn journalctl_explains_an_alert() {
 #[test]
 fn catalogue_and_program_agree() {
     let text = fs::read_to_string(CATALOGUE).unwrap();
-    let mut listed: Vec<&str> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("-- "))
-        .collect();
-    let mut sent: Vec<&str> = Verdict::ALL.map(message_id).to_vec();
-    listed.sort_unstable();
-    sent.sort_unstable();
-    assert_eq!(listed, sent);
-    // only fields that every message has
-    let always = [
-        "COMM",
-        "PID",
-        "RATE_BYTES_PER_S",
-        "SITE",
-        "LIVE_BYTES",
-        "CONFIDENCE",
-        "EVIDENCE",
-        "FINDING",
-    ];
-    for name in text.split('@').skip(1).step_by(2) {
-        let known = name
-            .strip_prefix("LINGERSCOPE_")
-            .is_some_and(|name| always.contains(&name));
-        assert!(known, "@{name}@ is in no message, or not in every one");
+    // only fields that every message of its kind has
+    let end = "COMM PID RATE_BYTES_PER_S SITE LIVE_BYTES VERDICT CONFIDENCE FINDING FINGERPRINT";
+    let finding = format!("{end} EVIDENCE");
+    let mut sent: BTreeMap<&str, &str> = Verdict::ALL
+        .map(|verdict| (message_id(verdict), finding.as_str()))
+        .into();
+    sent.extend([State::Resolved, State::Ended].map(|state| (end_message_id(state).unwrap(), end)));
+    sent.insert(SUMMARY_MESSAGE_ID, "HELD_BACK NO_ROOM SUMMARY");
+    sent.insert(SUPPRESSION_MESSAGE_ID, "SUPPRESSION TROUBLE");
+    let mut listed = Vec::new();
+    for entry in text.split("\n-- ").skip(1) {
+        let (id, body) = entry.split_once('\n').unwrap();
+        listed.push(id);
+        let always = sent.get(id).unwrap_or(&"");
+        for name in body.split('@').skip(1).step_by(2) {
+            let known = name
+                .strip_prefix("LINGERSCOPE_")
+                .is_some_and(|name| always.split(' ').any(|field| field == name));
+            assert!(known, "@{name}@ is in no message {id}, or not in every one");
+        }
     }
+    listed.sort_unstable();
+    assert_eq!(listed, sent.keys().copied().collect::<Vec<_>>());
 }

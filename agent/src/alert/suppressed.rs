@@ -44,7 +44,7 @@ pub struct SuppressionUse {
 
 #[derive(Debug)]
 struct Rule {
-    rule: Suppression,
+    names: Suppression,
     since: Duration,
     matched: u64,
     told: Option<SuppressionTrouble>,
@@ -64,11 +64,11 @@ impl Rules {
     pub(super) fn replace(&mut self, list: &[Suppression], now: Moment) {
         let mut before = std::mem::take(&mut self.0);
         for rule in list {
-            let known = before.iter().position(|known| known.rule == *rule);
+            let known = before.iter().position(|known| known.names == *rule);
             self.0.push(match known {
                 Some(at) => before.swap_remove(at),
                 None => Rule {
-                    rule: rule.clone(),
+                    names: rule.clone(),
                     since: now.monotonic,
                     matched: 0,
                     told: None,
@@ -87,9 +87,9 @@ impl Rules {
         let rule = self
             .0
             .iter_mut()
-            .find(|rule| !rule.is_over(now) && rule.rule.matches(process, finding))?;
+            .find(|rule| !rule.is_over(now) && rule.names.matches(process, finding))?;
         rule.matched = rule.matched.saturating_add(1);
-        Some(rule.rule.words())
+        Some(rule.names.words())
     }
 
     /// Rules that do nothing, each told once.
@@ -107,7 +107,7 @@ impl Rules {
                 rule.told = Some(trouble);
                 notes.push(SuppressionNote {
                     index,
-                    words: rule.rule.words(),
+                    words: rule.names.words(),
                     trouble,
                 });
             }
@@ -119,7 +119,7 @@ impl Rules {
         self.0
             .iter()
             .map(|rule| SuppressionUse {
-                words: rule.rule.words(),
+                words: rule.names.words(),
                 matched: rule.matched,
                 expired: rule.is_over(now),
             })
@@ -129,6 +129,8 @@ impl Rules {
 
 impl Rule {
     fn is_over(&self, now: Moment) -> bool {
-        self.rule.expires.is_some_and(|day| day.is_over(now.unix_s))
+        self.names
+            .expires
+            .is_some_and(|day| day.is_over(now.unix_s))
     }
 }

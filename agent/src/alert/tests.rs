@@ -307,13 +307,15 @@ fn pattern(text: &str) -> Pattern {
 
 #[test]
 fn suppressed_findings_say_by_what() {
-    let mut settings = Settings::default();
-    // 2027-01-15 is day 0 here
-    settings.suppressions = vec![
-        suppression("nowhere", None),
-        suppression("server::serve*", Some("2027-01-16")),
-        suppression("elsewhere", Some("2026-01-01")),
-    ];
+    let settings = Settings {
+        // 2027-01-15 is day 0 here
+        suppressions: vec![
+            suppression("nowhere", None),
+            suppression("server::serve*", Some("2027-01-16")),
+            suppression("elsewhere", Some("2026-01-01")),
+        ],
+        ..Settings::default()
+    };
     let mut alerts = Alerts::new(&settings, at(0));
     assert_eq!(told(&alerts.tick(at(0))), ["Expired"]);
     let mut known = process(1, &[("f", 1000.0)]);
@@ -338,8 +340,10 @@ fn suppressed_findings_say_by_what() {
 
 #[test]
 fn a_reload_forgets_nothing() {
-    let mut settings = Settings::default();
-    settings.suppressions = vec![suppression("nowhere", None)];
+    let mut settings = Settings {
+        suppressions: vec![suppression("nowhere", None)],
+        ..Settings::default()
+    };
     let mut alerts = Alerts::new(&settings, at(0));
     judged(&mut alerts, 0, 1, &[("f", 1000.0)]);
     settings.alerts.repeat = Duration::from_hours(1);

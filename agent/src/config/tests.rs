@@ -434,7 +434,16 @@ fn bombs_do_not_go_off() {
     let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..12 {
         let before = format!("*a{}, ", level - 1).repeat(10);
-        text += &format!("a{level}: &a{level} [{before}]\n");
+        text += &[
+            "a",
+            &level.to_string(),
+            ": &a",
+            &level.to_string(),
+            " [",
+            &before,
+            "]\n",
+        ]
+        .concat();
     }
     assert!(read(&[&text], UnknownKeys::Warn).is_err());
     let deep = format!("mode: {}{}", "[".repeat(10_000), "]".repeat(10_000));

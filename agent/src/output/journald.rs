@@ -1,10 +1,11 @@
-//! Findings as messages of systemd's journal, by its native protocol
+//! Findings and alerts as messages of systemd's journal, by its native protocol
 //! (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram of fields, each value
 //! with its length in front, so that nothing in it can pass for a field. A
 //! message that is too long for a datagram goes as a sealed memory file.
 
 mod message;
 mod socket;
+mod summary;
 
 use std::{
     io,
@@ -12,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use crate::finding::{Finding, Process, Verdict};
+use crate::{
+    alert::{Notice, State},
+    finding::{Finding, Process, Verdict},
+};
 use socket::Socket;
 
 pub use message::Message;
@@ -67,7 +71,17 @@ impl Journal {
         Socket::open(path).map(|socket| Self { socket })
     }
 
-    /// Sends one finding. `page_within`: a strong finding whose time to the
+    /// Sends what [`crate::alert::Alerts`] wants told.
+    pub fn tell(&self, notice: &Notice) -> Result<(), JournalError> {
+        let message = match notice {
+            Notice::Alert(alert) => Message::alert(alert),
+            Notice::Summary(summary) => Message::summary(summary),
+            Notice::Suppression(note) => Message::suppression(note),
+        };
+        self.socket.send(message.as_bytes())
+    }
+
+    /// Sends one finding, as firing. `page_within`: a strong finding whose time to the
     /// memory limit is shorter than this gets priority 3.
     pub fn send(
         &self,
@@ -93,3 +107,18 @@ pub const fn message_id(verdict: Verdict) -> &'static str {
         Verdict::Retention => "67b03ea259ec4266b4b7fe587b17eb3e",
     }
 }
+
+/// Identifies messages about an end, which is the same for all verdicts.
+pub const fn end_message_id(state: State) -> Option<&'static str> {
+    match state {
+        State::Firing | State::Worsened | State::Recurring => None,
+        State::Resolved => Some("0cdf3c374cae483c8293e3fe3ac87463"),
+        State::Ended => Some("e3828ec3504e4d74924810bac50f22ce"),
+    }
+}
+
+/// Identifies messages that sum up alerts that were held back.
+pub const SUMMARY_MESSAGE_ID: &str = "215aa8169eb44c9dbc56c54d89b3b2fd";
+
+/// Identifies messages about suppressions that do nothing.
+pub const SUPPRESSION_MESSAGE_ID: &str = "14a3c4924f7c44d3b483b8b223bd3017";

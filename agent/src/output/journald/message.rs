@@ -1,11 +1,14 @@
 //! The fields of one message.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
-use super::message_id;
-use crate::finding::{
-    Confidence, Finding, Frame, Leak, Process, Task, Text, is_user_frame, site_frame,
-    units::{bytes, rate, time},
+use super::{end_message_id, message_id};
+use crate::{
+    alert::{Alert, Priority, State},
+    finding::{
+        Finding, Frame, Process, Task, Text, is_user_frame, site_frame,
+        units::{bytes, rate, time},
+    },
 };
 
 /// Tasks that a message names.
@@ -18,54 +21,104 @@ pub struct Message(Vec<u8>);
 impl Message {
     /// Describes a finding.
     pub fn of(process: &Process, finding: &Finding, page_within: Duration) -> Self {
+        let priority = Priority::of(finding, page_within);
+        let mut message = Self::begin(
+            &sentence(process, finding),
+            message_id(finding.verdict),
+            priority,
+        );
+        message.finding(State::Firing, process, finding);
+        message.details(finding);
+        message.object(State::Firing, process);
+        message
+    }
+
+    /// Tells what became of a finding.
+    pub fn alert(alert: &Alert) -> Self {
+        let Alert {
+            state,
+            process,
+            finding,
+            ..
+        } = alert;
+        let id = end_message_id(*state).unwrap_or(message_id(finding.verdict));
+        let mut message = Self::begin(&alert_sentence(alert), id, alert.priority);
+        message.finding(*state, process, finding);
+        if !state.is_end() {
+            message.details(finding);
+        }
+        message.field("LINGERSCOPE_PROCESSES", &alert.processes.to_string());
+        let recurrences = (alert.recurrences > 0).then(|| alert.recurrences.to_string());
+        message.option("LINGERSCOPE_RECURRENCES", recurrences.as_deref());
+        message.object(*state, process);
+        message
+    }
+
+    /// What every message of ours begins with.
+    pub(super) fn begin(sentence: &str, id: &str, priority: Priority) -> Self {
         let mut message = Self::default();
-        message.field("MESSAGE", &sentence(process, finding));
-        message.field("MESSAGE_ID", message_id(finding.verdict));
-        message.field("PRIORITY", priority(finding, page_within));
+        message.field("MESSAGE", sentence);
+        message.field("MESSAGE_ID", id);
+        message.field("PRIORITY", priority.code());
         message.field("SYSLOG_IDENTIFIER", "lingerscope");
-        message.field("LINGERSCOPE_STATE", "firing");
-        message.field("LINGERSCOPE_FINGERPRINT", &finding.fingerprint.to_string());
-        message.field("LINGERSCOPE_FINDING", &finding.id);
-        message.field("LINGERSCOPE_VERDICT", finding.verdict.id());
-        message.field("LINGERSCOPE_CONFIDENCE", finding.confidence.id());
-        message.field("LINGERSCOPE_PID", &process.pid.to_string());
-        message.field("LINGERSCOPE_COMM", process.comm.as_str());
-        message.text("LINGERSCOPE_EXE", process.exe.as_ref());
-        message.option("LINGERSCOPE_BUILD_ID", process.build_id.as_deref());
-        message.text("LINGERSCOPE_UNIT", process.unit.as_ref());
-        message.text("LINGERSCOPE_CGROUP", process.cgroup.as_ref());
-        message.text("LINGERSCOPE_CONTAINER_ID", process.container_id.as_ref());
-        message.field(
+        message
+    }
+
+    /// Who has what.
+    fn finding(&mut self, state: State, process: &Process, finding: &Finding) {
+        self.field("LINGERSCOPE_STATE", state.id());
+        self.field("LINGERSCOPE_FINGERPRINT", &finding.fingerprint.to_string());
+        self.field("LINGERSCOPE_FINDING", &finding.id);
+        self.field("LINGERSCOPE_VERDICT", finding.verdict.id());
+        self.field("LINGERSCOPE_CONFIDENCE", finding.confidence.id());
+        self.field("LINGERSCOPE_PID", &process.pid.to_string());
+        self.field("LINGERSCOPE_COMM", process.comm.as_str());
+        self.text("LINGERSCOPE_EXE", process.exe.as_ref());
+        self.option("LINGERSCOPE_BUILD_ID", process.build_id.as_deref());
+        self.text("LINGERSCOPE_UNIT", process.unit.as_ref());
+        self.text("LINGERSCOPE_CGROUP", process.cgroup.as_ref());
+        self.text("LINGERSCOPE_CONTAINER_ID", process.container_id.as_ref());
+        self.field(
             "LINGERSCOPE_RATE_BYTES_PER_S",
             &format!("{:.0}", finding.leak_bytes_per_s.value),
         );
-        message.field(
+        self.field(
             "LINGERSCOPE_LIVE_BYTES",
             &format!("{:.0}", finding.live_bytes.value),
         );
-        message.field("LINGERSCOPE_SITE", &site(finding));
-        message.field("LINGERSCOPE_STACK", &stack(finding));
+        self.field("LINGERSCOPE_SITE", &site(finding));
+    }
+
+    /// Why, and by whom.
+    fn details(&mut self, finding: &Finding) {
+        self.field("LINGERSCOPE_STACK", &stack(finding));
         for task in finding.tasks.iter().take(MAX_TASKS) {
-            message.task(task);
+            self.task(task);
         }
         let evidence: Vec<&str> = finding
             .evidence
             .iter()
             .map(|line| line.text.as_str())
             .collect();
-        message.field("LINGERSCOPE_EVIDENCE", &evidence.join("\n"));
-        message.option(
+        self.field("LINGERSCOPE_EVIDENCE", &evidence.join("\n"));
+        self.option(
             "LINGERSCOPE_TIME_TO_LIMIT_S",
             finding
                 .time_to_limit_s
                 .map(|left| format!("{left:.0}"))
                 .as_deref(),
         );
-        // So that `journalctl -u` of the leaking unit shows the alert, also
-        // after the process is gone; journald takes these from root only.
-        message.field("OBJECT_PID", &process.pid.to_string());
-        message.text("OBJECT_SYSTEMD_UNIT", process.unit.as_ref());
-        message
+    }
+
+    /// So that `journalctl -u` of the leaking unit shows the alert, also after
+    /// the process is gone; journald takes these from root only.
+    fn object(&mut self, state: State, process: &Process) {
+        // The number of a process that has ended may be somebody else's, and
+        // journald would add that one's name.
+        if state != State::Ended {
+            self.field("OBJECT_PID", &process.pid.to_string());
+        }
+        self.text("OBJECT_SYSTEMD_UNIT", process.unit.as_ref());
     }
 
     /// The datagram.
@@ -73,7 +126,7 @@ impl Message {
         &self.0
     }
 
-    fn field(&mut self, name: &str, value: &str) {
+    pub(super) fn field(&mut self, name: &str, value: &str) {
         self.0.extend_from_slice(name.as_bytes());
         self.0.push(b'\n');
         self.0
@@ -88,7 +141,7 @@ impl Message {
         }
     }
 
-    fn text(&mut self, name: &str, value: Option<&Text>) {
+    pub(super) fn text(&mut self, name: &str, value: Option<&Text>) {
         self.option(name, value.map(Text::as_str));
     }
 
@@ -101,17 +154,33 @@ impl Message {
     }
 }
 
-/// 3 wakes somebody, 4 is for the morning, 5 for whoever looks, 6 is no leak.
-fn priority(finding: &Finding, page_within: Duration) -> &'static str {
-    let near = finding
-        .time_to_limit_s
-        .is_some_and(|left| left < page_within.as_secs_f64());
-    match (finding.leak, finding.confidence) {
-        (Leak::No, _) => "6",
-        (_, Confidence::Suspected) => "5",
-        _ if near => "3",
-        _ => "4",
+/// What became of it, in one line.
+fn alert_sentence(alert: &Alert) -> String {
+    let Alert {
+        process, finding, ..
+    } = alert;
+    let who = format!("{} (process {})", process.comm, process.pid);
+    let what = finding.verdict;
+    let much = rate(finding.leak_bytes_per_s.value);
+    let place = site(finding);
+    let mut out = match alert.state {
+        State::Firing => sentence(process, finding),
+        State::Worsened => format!("got worse: {}", sentence(process, finding)),
+        State::Recurring => format!("is back: {}", sentence(process, finding)),
+        State::Resolved => format!("{who}: {what} in {place} is not found any more"),
+        State::Ended => format!("{who} ended; it had {what}, {much} in {place}"),
+    };
+    if alert.recurrences > 1 {
+        let _ = write!(
+            out,
+            "; it came back {} times since the message before",
+            alert.recurrences
+        );
     }
+    if alert.processes > 1 {
+        let _ = write!(out, "; {} processes have it", alert.processes);
+    }
+    out
 }
 
 fn sentence(process: &Process, finding: &Finding) -> String {
@@ -168,12 +237,15 @@ fn stack(finding: &Finding) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::output::sample::document;
+    use crate::{
+        finding::{Confidence, Leak},
+        output::sample::document,
+    };
 
     /// Reads the format back.
-    fn fields(message: &Message) -> Vec<(String, String)> {
+    pub(in crate::output::journald) fn fields(message: &Message) -> Vec<(String, String)> {
         let mut rest = message.as_bytes();
         let mut fields = Vec::new();
         while !rest.is_empty() {
@@ -255,6 +327,61 @@ mod tests {
             value(&fields, "LINGERSCOPE_COMM"),
             Some("x\\nPRIORITY=0\\n\\x1b[31m")
         );
+    }
+
+    fn told(state: State, recurrences: u32, processes: usize) -> Vec<(String, String)> {
+        let mut process = document("f").processes.remove(0);
+        let finding = process.findings.remove(0);
+        fields(&Message::alert(&Alert {
+            state,
+            priority: Priority::Warning,
+            processes,
+            recurrences,
+            process,
+            finding,
+        }))
+    }
+
+    #[test]
+    fn a_state_has_its_words_and_fields() {
+        let worse = told(State::Worsened, 0, 3);
+        let said = value(&worse, "MESSAGE").unwrap();
+        assert!(said.starts_with("got worse: f (process 4242): "), "{said}");
+        assert!(said.ends_with("; 3 processes have it"), "{said}");
+        assert_eq!(value(&worse, "LINGERSCOPE_STATE"), Some("worsened"));
+        assert_eq!(value(&worse, "LINGERSCOPE_RECURRENCES"), None);
+        assert_eq!(
+            value(&worse, "MESSAGE_ID"),
+            Some(message_id(crate::finding::Verdict::UnboundedGrowth))
+        );
+        let back = told(State::Recurring, 4, 1);
+        assert_eq!(value(&back, "LINGERSCOPE_RECURRENCES"), Some("4"));
+        assert!(
+            value(&back, "MESSAGE")
+                .unwrap()
+                .contains("came back 4 times")
+        );
+        let ended = told(State::Ended, 0, 0);
+        assert_eq!(
+            value(&ended, "MESSAGE"),
+            Some(
+                "f (process 4242) ended; it had unbounded-growth, 34.1 KiB/s in f (src/history.rs:42)"
+            )
+        );
+        assert_eq!(value(&ended, "OBJECT_PID"), None);
+        assert_eq!(value(&ended, "OBJECT_SYSTEMD_UNIT"), Some("server.service"));
+        assert_eq!(value(&ended, "LINGERSCOPE_EVIDENCE"), None);
+        let resolved = told(State::Resolved, 0, 0);
+        assert_eq!(value(&resolved, "OBJECT_PID"), Some("4242"));
+        assert_ne!(value(&resolved, "MESSAGE_ID"), value(&ended, "MESSAGE_ID"));
+        for state in [State::Firing, State::Recurring] {
+            let names: Vec<String> = told(state, 0, 1).into_iter().map(|field| field.0).collect();
+            let old: Vec<String> = sent("f", |_, _| {})
+                .into_iter()
+                .map(|field| field.0)
+                .collect();
+            assert!(old.iter().all(|name| names.contains(name)), "{names:?}");
+        }
     }
 
     #[test]
