@@ -2,6 +2,8 @@
 
 pub mod journald;
 pub mod json;
+pub mod metrics;
+pub mod notify;
 pub mod text;
 
 #[cfg(test)]
