@@ -5,10 +5,11 @@
 //! allocations in the kernel, [`unwind`] and [`symbols`] turn stacks into
 //! functions, [`tokio_rt`] names tasks, [`ledger`] keeps what is live,
 //! [`analysis`] judges it, [`finding`] is the one model that every
-//! [`output`] prints. [`investigation`] runs them for processes, [`inspect`]
-//! is the front that names those.
+//! [`output`] prints. [`alert`] decides what is told, [`config`] holds the
+//! settings. [`investigation`] runs them for processes, [`inspect`] is the
+//! front that names those.
 //!
-//! `ledger`, `analysis` and `finding` are pure: they know nothing of aya,
+//! `ledger`, `analysis`, `finding` and `alert` are pure: they know nothing of aya,
 //! tokio, files or clocks.
 
 pub mod alert;

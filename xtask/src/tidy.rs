@@ -40,7 +40,7 @@ const REASON: &str = "// long because";
 /// Rooms of agent/src and the words that their code must not contain.
 const LAYERS: &[(&[&str], &[&str])] = &[
     (
-        &["ledger", "analysis", "explain", "finding"],
+        &["ledger", "analysis", "explain", "finding", "alert"],
         &[
             "aya::",
             "tokio::",

@@ -2,9 +2,9 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, OpenOptions},
+    fs::{self, OpenOptions, Permissions},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
 };
 
@@ -29,14 +29,14 @@ pub fn write(file: &Path, snapshot: &Snapshot) -> Result<()> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        // Never through a link that somebody else put there. The collector
-        // runs as another user.
+        // Never through a link that somebody else put there.
         let mut open = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(0o644)
             .open(draft)?;
         open.write_all(text.as_bytes())?;
+        // The collector runs as another user, and our umask is strict.
+        open.set_permissions(Permissions::from_mode(0o644))?;
         fs::rename(draft, file)
     };
     replace().with_context(|| {
@@ -49,7 +49,7 @@ pub fn write(file: &Path, snapshot: &Snapshot) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::{super::format::tests::sample, *};
 
