@@ -13,6 +13,7 @@ mod attach;
 mod bad_input;
 mod breakpoints;
 mod command;
+mod costs;
 mod hazards;
 mod healthy;
 mod hostile;
@@ -45,6 +46,10 @@ const SIDE_BY_SIDE: usize = 3;
 
 #[expect(clippy::print_stderr, reason = "a test runner reports to its terminal")]
 fn main() {
+    // Capture tries its ways of attaching on a copy of this program.
+    if std::env::args().nth(1).as_deref() == Some(lingerscope::capture::trial::SUBCOMMAND) {
+        lingerscope::capture::trial::subject().exit_process();
+    }
     let mut arguments = Arguments::from_args();
     if !arguments.list {
         // SAFETY: geteuid takes nothing and cannot fail.
@@ -70,6 +75,7 @@ fn main() {
     // These measure time, or look for what another test's probes would leave.
     let one_by_one = [
         attach::trials(),
+        costs::trials(),
         hazards::trials(),
         hostile::trials(),
         bad_input::trials(),

@@ -8,6 +8,7 @@ pub mod allocators;
 pub mod bpf;
 pub mod faults;
 pub mod files;
+pub mod governor;
 pub mod libraries;
 pub mod links;
 pub mod object;

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Capture, links::Method, target::Probing};
+use super::{Capture, governor::costs::measure, links::Method, target::Probing};
 use crate::host::process::Process;
 
 /// The hidden subcommand that runs [`subject`].
@@ -37,13 +37,7 @@ pub struct Outcome {
 /// # Errors
 /// Why it does not work here.
 pub fn run(capture: &mut Capture, method: Method) -> Result<Outcome> {
-    let mut child = Command::new("/proc/self/exe")
-        .arg(SUBCOMMAND)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("cannot start the trial process")?;
+    let mut child = start()?;
     let outcome = try_on(capture, method, &mut child);
     let pid = child.id();
     capture.forget(pid);
@@ -51,6 +45,17 @@ pub fn run(capture: &mut Capture, method: Method) -> Result<Outcome> {
     drop(child.kill());
     drop(child.wait());
     outcome
+}
+
+/// Starts [`subject`], which waits for its turn.
+pub(super) fn start() -> Result<Child> {
+    Command::new("/proc/self/exe")
+        .arg(SUBCOMMAND)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot start the trial process")
 }
 
 fn try_on(capture: &mut Capture, method: Method, child: &mut Child) -> Result<Outcome> {
@@ -114,10 +119,13 @@ pub fn subject() -> ExitCode {
             .and_then(|()| std::io::stdout().flush());
         said.and_then(|()| std::io::stdin().read_exact(&mut go))
             .is_ok()
+            .then_some(go)
     };
     allocate();
-    if !turn(b"r") {
-        return ExitCode::FAILURE;
+    match turn(b"r") {
+        Some([b'g']) => {}
+        Some([measure::SERVE]) => return measure::serve(),
+        _ => return ExitCode::FAILURE,
     }
     if std::thread::spawn(allocate).join().is_err() {
         return ExitCode::FAILURE;
@@ -136,7 +144,7 @@ pub fn subject() -> ExitCode {
             }
         }
     };
-    if !turn(if fork_survived { b"f" } else { b"d" }) {
+    if turn(if fork_survived { b"f" } else { b"d" }).is_none() {
         return ExitCode::FAILURE;
     }
     // SAFETY: from here only memory from the thread's cache and exit(2) are

@@ -13,7 +13,7 @@ use crate::{
     analysis::Settings,
     cli::{EXIT_FOUND, EXIT_INCONCLUSIVE, EXIT_NOTHING, InspectArgs},
     finding::{Document, Process, SCHEMA, Skipped, Text},
-    host::{cpu_clock, kernel},
+    host::{cpu_clock::CpuClock, kernel},
     investigation::{Account, Investigation},
     output::{journald, json, text},
     symbols::Symbols,
@@ -58,7 +58,7 @@ impl Run {
                 investigation.describe(account.id, &Settings::default(), &mut symbols)
             })
             .collect();
-        let cpu = cpu_clock::own().as_secs_f64();
+        let cpu = CpuClock::OURS.read().unwrap_or_default().as_secs_f64();
         for process in &mut processes {
             let open = process.capture.open_s;
             process.capture.agent_cpu_percent = (open > 0.0).then(|| cpu / open * 100.0);

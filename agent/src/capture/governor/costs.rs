@@ -1,0 +1,169 @@
+//! What a hit costs on this machine.
+
+pub mod measure;
+
+use std::time::Duration;
+
+use super::reading::{Profile, Reading};
+use crate::capture::links::Method;
+
+/// Costs of probing, measured at start where that works; nanoseconds unless
+/// the type says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Costs {
+    /// A trap at an instruction that the kernel emulates, our program
+    /// included.
+    pub trap: f64,
+    /// A trap at one that it must single-step.
+    pub stepped: f64,
+    /// The trap of a return.
+    pub leave: f64,
+    /// Entering a block in the tables and taking it out again, without its
+    /// stack's frames.
+    pub record: f64,
+    /// One frame of its stack.
+    pub frame: f64,
+    /// A malloc and free pair in a forked child that inherited breakpoints.
+    pub inherited: f64,
+    /// What an allocation costs more while another target's returns are
+    /// probed in the same file.
+    pub shared: f64,
+    /// Every return traps, not only those of recorded calls: links that are
+    /// not sessions cannot spare them.
+    pub every_return: bool,
+    /// From asking for probes until all are on.
+    pub attach: Duration,
+    /// From asking for their end until none is on.
+    pub detach: Duration,
+}
+
+/// Least and most of what is believed of a measurement.
+const TRAP: (f64, f64) = (100.0, 20_000.0);
+const STEPPED: (f64, f64) = (200.0, 100_000.0);
+const RECORD: (f64, f64) = (50.0, 20_000.0);
+const FRAME: (f64, f64) = (5.0, 2_000.0);
+const INHERITED: (f64, f64) = (0.0, 50_000.0);
+const ATTACH: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(30));
+
+impl Costs {
+    /// What is assumed until it is measured, on the dear side: measured on
+    /// Linux 6.18 in a virtual machine.
+    pub fn assumed(method: Method) -> Self {
+        let session = Self {
+            trap: 800.0,
+            stepped: 15_000.0,
+            leave: 800.0,
+            record: 600.0,
+            frame: 110.0,
+            inherited: 2_100.0,
+            // 2 355 against 1 712 a pair.
+            shared: 650.0,
+            every_return: false,
+            attach: Duration::from_millis(12),
+            detach: Duration::from_millis(75),
+        };
+        match method {
+            Method::Session => session,
+            Method::Multi => Self {
+                inherited: 1_300.0,
+                every_return: true,
+                ..session
+            },
+            Method::Perf => Self {
+                // A child takes each breakpoint off at its first hit.
+                inherited: 10.0,
+                every_return: true,
+                // A grace period for each of up to 16 events.
+                attach: Duration::from_millis(200),
+                detach: Duration::from_millis(4800),
+                ..session
+            },
+        }
+    }
+
+    /// Within what is believable.
+    #[must_use]
+    pub fn clamped(self) -> Self {
+        let within = |value: f64, (low, high): (f64, f64)| {
+            if value.is_finite() {
+                value.clamp(low, high)
+            } else {
+                high
+            }
+        };
+        let trap = within(self.trap, TRAP);
+        Self {
+            trap,
+            stepped: within(self.stepped, STEPPED).max(trap),
+            leave: within(self.leave, TRAP),
+            record: within(self.record, RECORD),
+            frame: within(self.frame, FRAME),
+            inherited: within(self.inherited, INHERITED),
+            shared: within(self.shared, INHERITED),
+            every_return: self.every_return,
+            attach: self.attach.clamp(ATTACH.0, ATTACH.1),
+            detach: self.detach.clamp(ATTACH.0, ATTACH.1),
+        }
+    }
+
+    /// A child pays noticeably for inherited breakpoints.
+    pub(super) fn children_pay(&self) -> bool {
+        self.inherited > 50.0
+    }
+
+    /// Seconds of trap time for one allocation that is not recorded, with its
+    /// share of frees.
+    pub(super) fn pair(&self, profile: &Profile, frees: f64, shared: bool) -> f64 {
+        let entry = |stepped: bool| if stepped { self.stepped } else { self.trap };
+        let leave = if self.every_return { self.leave } else { 0.0 };
+        let shared = if shared { self.shared } else { 0.0 };
+        (entry(profile.stepped_allocations)
+            + frees * entry(profile.stepped_frees)
+            + leave
+            + shared)
+            * 1e-9
+    }
+
+    /// Seconds that recording an allocation adds.
+    pub(super) fn recording(&self, profile: &Profile) -> f64 {
+        let leave = if self.every_return { 0.0 } else { self.leave };
+        (leave + self.record + self.frame * profile.frames.clamp(1.0, 128.0)) * 1e-9
+    }
+
+    /// Seconds of trap time between two readings.
+    pub(super) fn spent(
+        &self,
+        profile: &Profile,
+        before: &Reading,
+        now: &Reading,
+        shared: bool,
+    ) -> f64 {
+        let allocations = now.allocations.saturating_sub(before.allocations) as f64;
+        let frees = now.frees.saturating_sub(before.frees) as f64;
+        let sampled = now.sampled.saturating_sub(before.sampled) as f64;
+        let free = if profile.stepped_frees {
+            self.stepped
+        } else {
+            self.trap
+        };
+        allocations * self.pair(profile, 0.0, shared)
+            + frees * free * 1e-9
+            + sampled * self.recording(profile)
+    }
+
+    /// Learns how long attaching took: at once when it was longer, slowly when
+    /// it was shorter.
+    pub(super) fn learn_attach(&mut self, took: Duration) {
+        self.attach = learn(self.attach, took);
+    }
+
+    /// As [`Self::learn_attach`].
+    pub(super) fn learn_detach(&mut self, took: Duration) {
+        self.detach = learn(self.detach, took);
+    }
+}
+
+fn learn(known: Duration, took: Duration) -> Duration {
+    took.max(known.mul_f64(0.9) + took.mul_f64(0.1))
+        .clamp(ATTACH.0, ATTACH.1)
+}
