@@ -14,6 +14,7 @@ mod bad_input;
 mod breakpoints;
 mod command;
 mod costs;
+mod governed;
 mod hazards;
 mod healthy;
 mod hostile;
@@ -28,6 +29,8 @@ mod server;
 mod stacks;
 mod targets;
 mod truth;
+
+use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -45,23 +48,23 @@ fn trial(
 const SIDE_BY_SIDE: usize = 3;
 
 #[expect(clippy::print_stderr, reason = "a test runner reports to its terminal")]
-fn main() {
+fn main() -> ExitCode {
     // Capture tries its ways of attaching on a copy of this program.
     if std::env::args().nth(1).as_deref() == Some(lingerscope::capture::trial::SUBCOMMAND) {
-        lingerscope::capture::trial::subject().exit_process();
+        return lingerscope::capture::trial::subject();
     }
     let mut arguments = Arguments::from_args();
     if !arguments.list {
         // SAFETY: geteuid takes nothing and cannot fail.
         if unsafe { libc::geteuid() } != 0 {
             eprintln!("live tests need root: run them by `cargo xtask test`, which asks sudo");
-            std::process::exit(1);
+            return ExitCode::FAILURE;
         }
         match lab::prepare() {
             Ok(seed) => eprintln!("LINGERSCOPE_SEED={seed}"),
             Err(error) => {
                 eprintln!("live tests cannot start: {error:#}");
-                std::process::exit(1);
+                return ExitCode::FAILURE;
             }
         }
     }
@@ -76,6 +79,7 @@ fn main() {
     let one_by_one = [
         attach::trials(),
         costs::trials(),
+        governed::trials(),
         hazards::trials(),
         hostile::trials(),
         bad_input::trials(),
@@ -92,5 +96,5 @@ fn main() {
     let second = run(1, one_by_one.into_iter().flatten().collect());
     let failed = first.has_failed() || second.has_failed();
     lab::clear(failed);
-    std::process::exit(if failed { 101 } else { 0 });
+    ExitCode::from(if failed { 101 } else { 0 })
 }

@@ -31,6 +31,7 @@ mod agent;
 mod brake;
 pub mod budget;
 pub mod costs;
+pub mod meter;
 mod plan;
 pub mod reading;
 mod targets;
@@ -45,14 +46,6 @@ use std::{
 
 use agent_ebpf::abi::heap::MAX_TARGETS;
 
-pub use self::{
-    agent::Allowance,
-    budget::Budget,
-    costs::Costs,
-    reading::{Profile, Reading, Wish},
-    targets::Standing,
-    window::{Check, Close},
-};
 use self::{
     account::Account,
     agent::Agent,
@@ -60,6 +53,15 @@ use self::{
     plan::{Kind, Plan},
     targets::Watched,
     window::Window,
+};
+pub use self::{
+    agent::Allowance,
+    budget::Budget,
+    costs::Costs,
+    meter::Meter,
+    reading::{Profile, Reading, Wish},
+    targets::Standing,
+    window::{Check, Close},
 };
 use super::TargetId;
 

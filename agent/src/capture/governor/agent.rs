@@ -129,7 +129,12 @@ impl Agent {
         let (first, before) = self.samples.iter().find(|(at, _)| *at >= since)?;
         let (last, after) = self.samples.back()?;
         let seconds = last.checked_sub(*first)?.as_secs_f64();
-        (seconds >= 2.0).then(|| (after.saturating_sub(*before).as_secs_f64() / seconds, seconds))
+        (seconds >= 2.0).then(|| {
+            (
+                after.saturating_sub(*before).as_secs_f64() / seconds,
+                seconds,
+            )
+        })
     }
 }
 
@@ -139,7 +144,12 @@ mod tests {
 
     /// Runs for so many seconds at a share of a core that depends on the
     /// suspects allowed.
-    fn run(agent: &mut Agent, from: u64, seconds: u64, share: impl Fn(usize) -> f64) -> Vec<String> {
+    fn run(
+        agent: &mut Agent,
+        from: u64,
+        seconds: u64,
+        share: impl Fn(usize) -> f64,
+    ) -> Vec<String> {
         let mut cpu = agent
             .samples
             .back()
@@ -180,11 +190,14 @@ mod tests {
     fn dear_work_waits_until_it_is_earned() {
         let mut agent = Agent::new(Duration::ZERO);
         run(&mut agent, 0, 60, |_| 0.01);
-        let now = Duration::from_secs(60);
-        assert_eq!(agent.wait(now, Duration::from_millis(100), 0.02), Duration::ZERO);
+        let now = Duration::from_mins(1);
+        assert_eq!(
+            agent.wait(now, Duration::from_millis(100), 0.02),
+            Duration::ZERO
+        );
         let wait = agent.wait(now, Duration::from_millis(1500), 0.02);
         assert!(
-            (Duration::from_secs(20)..Duration::from_secs(60)).contains(&wait),
+            (Duration::from_secs(20)..Duration::from_mins(1)).contains(&wait),
             "{wait:?}"
         );
     }

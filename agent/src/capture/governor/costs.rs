@@ -53,7 +53,7 @@ impl Costs {
             trap: 800.0,
             stepped: 15_000.0,
             leave: 800.0,
-            record: 600.0,
+            record: 1_500.0,
             frame: 110.0,
             inherited: 2_100.0,
             // 2 355 against 1 712 a pair.
@@ -117,10 +117,7 @@ impl Costs {
         let entry = |stepped: bool| if stepped { self.stepped } else { self.trap };
         let leave = if self.every_return { self.leave } else { 0.0 };
         let shared = if shared { self.shared } else { 0.0 };
-        (entry(profile.stepped_allocations)
-            + frees * entry(profile.stepped_frees)
-            + leave
-            + shared)
+        (entry(profile.stepped_allocations) + frees * entry(profile.stepped_frees) + leave + shared)
             * 1e-9
     }
 

@@ -170,7 +170,7 @@ impl Scene<'_> {
             .filter(|open| *open >= LOOK)
     }
 
-    pub(super) fn look(&self) -> Plan {
+    pub(super) fn look() -> Plan {
         Plan {
             kind: Kind::Look,
             mean: Target::COUNT_ONLY,

@@ -201,7 +201,12 @@ impl Governor {
             return hold(why, now + HOLD);
         }
         let forced = watched.profile.wish == Wish::Trace;
-        if !forced && watched.scene(&budget, &self.costs, shared).hot_open().is_none() {
+        if !forced
+            && watched
+                .scene(&budget, &self.costs, shared)
+                .hot_open()
+                .is_none()
+        {
             let why = format!(
                 "attaching takes {} ms and detaching {} ms here, so that a burst of allocations could slow it by more than {:.0} % for longer than {} ms: no breakpoints, page-fault stacks must do",
                 self.costs.attach.as_millis(),
@@ -231,7 +236,7 @@ impl Governor {
         let watched = self.targets.get(&id)?;
         let scene = watched.scene(&self.budget, &self.costs, self.shared(id));
         let Some(rates) = &watched.rates else {
-            return Some(scene.look());
+            return Some(Scene::look());
         };
         let survey = || {
             let plan = scene.survey(rates)?;
@@ -241,7 +246,11 @@ impl Governor {
                 scene.first(plan)
             })
         };
-        let trace = || (now >= watched.trace_from).then(|| scene.trace(rates)).flatten();
+        let trace = || {
+            (now >= watched.trace_from)
+                .then(|| scene.trace(rates))
+                .flatten()
+        };
         match watched.profile.wish {
             Wish::Trace => Some(scene.forced_trace(rates)),
             Wish::Survey => survey(),
@@ -250,13 +259,7 @@ impl Governor {
     }
 
     /// When a plan can begin.
-    fn schedule(
-        &self,
-        id: TargetId,
-        now: Duration,
-        plan: Plan,
-        shared: bool,
-    ) -> (Told, Decision) {
+    fn schedule(&self, id: TargetId, now: Duration, plan: Plan, shared: bool) -> (Told, Decision) {
         let Some(watched) = self.targets.get(&id) else {
             let mode = Mode::Refuse { again: None };
             let why = "the target has no account".to_owned();
@@ -303,7 +306,13 @@ impl Governor {
                     "its allocation rate is unknown: a first window of {} ms only counts{waiting}",
                     plan.open.as_millis()
                 );
-                (Told::Look, Decision { mode: Mode::Survey(slot), why })
+                (
+                    Told::Look,
+                    Decision {
+                        mode: Mode::Survey(slot),
+                        why,
+                    },
+                )
             }
             Kind::Survey => {
                 let why = format!(
@@ -312,12 +321,17 @@ impl Governor {
                     plan.period,
                     sampling(plan.mean)
                 );
-                (Told::Survey, Decision { mode: Mode::Survey(slot), why })
+                (
+                    Told::Survey,
+                    Decision {
+                        mode: Mode::Survey(slot),
+                        why,
+                    },
+                )
             }
             Kind::Trace if at > now => {
                 let why = format!(
-                    "it may be traced for good in {:.1} s, when what was spent is repaid",
-                    wait
+                    "it may be traced for good in {wait:.1} s, when what was spent is repaid"
                 );
                 let mode = Mode::Hold { again: at };
                 (Told::Hold, Decision { mode, why })
@@ -355,9 +369,7 @@ impl Governor {
         let Some(watched) = self.targets.get_mut(&id) else {
             return;
         };
-        let plan = watched
-            .planned
-            .unwrap_or_else(|| watched.scene(&self.budget, &self.costs, shared).look());
+        let plan = watched.planned.unwrap_or_else(Scene::look);
         let terms = watched.scene(&self.budget, &self.costs, shared).terms();
         watched.account.pass(now, None, None, terms);
         watched.credit_used |= plan.kind == Kind::Survey;

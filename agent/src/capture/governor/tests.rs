@@ -22,7 +22,10 @@ fn cost_1(subject: &Subject, budget: &Budget) -> Result<(), String> {
     }
     let [early, late] = subject.excess;
     if early > CREDIT * subject.law.lanes {
-        return Err(format!("{early:.3} s over in the first minute:\n{}", said()));
+        return Err(format!(
+            "{early:.3} s over in the first minute:\n{}",
+            said()
+        ));
     }
     if late > 0.0 {
         return Err(format!("{late:.4} s over after a minute:\n{}", said()));
@@ -84,7 +87,11 @@ fn without_the_limit_on_noticed_time_the_average_buys_twice_as_much() {
 fn a_burst_in_mid_window_ends_it_in_time() {
     // Idle for long enough to be traced for good, then a million a second.
     let late = run(Law::varying(|t| if t < 500.0 { 5.0 } else { 1e6 }), 1200.0);
-    assert!(late.modes.starts_with(&["survey", "trace"]), "{:?}", late.modes);
+    assert!(
+        late.modes.starts_with(&["survey", "trace"]),
+        "{:?}",
+        late.modes
+    );
     assert!(late.modes.contains(&"survey"));
     assert!(late.windows > 10, "surveyed afterwards");
     // Bursts of every length, at every moment of a window.
@@ -95,7 +102,10 @@ fn a_burst_in_mid_window_ends_it_in_time() {
         }
     }
     // A survey whose target jumps by a hundred.
-    run(Law::varying(|t| if t % 20.0 < 19.5 { 8e3 } else { 8e5 }), 1800.0);
+    run(
+        Law::varying(|t| if t % 20.0 < 19.5 { 8e3 } else { 8e5 }),
+        1800.0,
+    );
 }
 
 #[test]
@@ -146,7 +156,12 @@ fn forks_end_windows_and_many_of_them_refuse_the_target() {
         900.0,
     );
     assert!(often.refused, "{:?}", often.said);
-    assert!(often.said.iter().any(|said| said.contains("it forked in 3 windows in a row")));
+    assert!(
+        often
+            .said
+            .iter()
+            .any(|said| said.contains("it forked in 3 windows in a row"))
+    );
     let seldom = run(
         Law {
             forks_every: Some(45.0),
@@ -273,8 +288,8 @@ fn sheds_from_the_fullest_control_group_and_spares_the_most_urgent() {
         assert!(matches!(decision.mode, Mode::Survey(_)), "{decision:?}");
         governor.opening(id, Duration::ZERO);
     }
-    governor.rank(2, Some(Duration::from_secs(600)));
-    governor.rank(3, Some(Duration::from_secs(60)));
+    governor.rank(2, Some(Duration::from_mins(10)));
+    governor.rank(3, Some(Duration::from_mins(1)));
     assert!(governor.shed(Duration::ZERO).is_empty());
     for second in 0..8 {
         let at = Duration::from_secs(second);
@@ -292,7 +307,12 @@ fn sheds_from_the_fullest_control_group_and_spares_the_most_urgent() {
     let decision = governor.decide(9, Duration::from_secs(8), None);
     assert!(matches!(decision.mode, Mode::Hold { .. }), "{decision:?}");
     let (notes, dropped) = governor.take_notes();
-    assert!(dropped == 0 && notes.iter().any(|note| note.sentence.contains("% of a core")));
+    assert!(
+        dropped == 0
+            && notes
+                .iter()
+                .any(|note| note.sentence.contains("% of a core"))
+    );
 }
 
 #[test]
@@ -382,7 +402,9 @@ impl std::fmt::Debug for Law {
             self.size,
             self.forks_every,
             self.profile.stepped_frees,
-            (0..60).map(|t| (self.rate)(f64::from(t)) as u64).collect::<Vec<_>>()
+            (0..60)
+                .map(|t| (self.rate)(f64::from(t)) as u64)
+                .collect::<Vec<_>>()
         )
     }
 }

@@ -94,8 +94,8 @@ pub fn measure(capture: &mut Capture) -> Costs {
 fn on_child(capture: &mut Capture, assumed: Costs, began: Instant) -> Result<Costs> {
     let mut child = trial::start()?;
     let pid = child.id();
-    let costs = Subject::of(&mut child)
-        .and_then(|mut subject| subject.measure(capture, assumed, began));
+    let costs =
+        Subject::of(&mut child).and_then(|mut subject| subject.measure(capture, assumed, began));
     capture.forget(pid);
     drop(child.kill());
     drop(child.wait());
@@ -126,12 +126,7 @@ impl Subject {
         Ok(subject)
     }
 
-    fn measure(
-        &mut self,
-        capture: &mut Capture,
-        assumed: Costs,
-        began: Instant,
-    ) -> Result<Costs> {
+    fn measure(&mut self, capture: &mut Capture, assumed: Costs, began: Instant) -> Result<Costs> {
         let mut costs = assumed;
         let untraced = self.median(Task::Pairs, PAIRS, 0, REPEATS)?;
         let untraced_step = self.median(Task::Steps, STEPS, 0, FEW)?;
@@ -216,7 +211,10 @@ impl Subject {
         let mut answer = [0u8; 8];
         self.receive(&mut answer)?;
         let nanoseconds = u64::from_le_bytes(answer);
-        ensure!(nanoseconds != u64::MAX, "a child of the measured process died");
+        ensure!(
+            nanoseconds != u64::MAX,
+            "a child of the measured process died"
+        );
         Ok(nanoseconds as f64 / f64::from(calls))
     }
 
@@ -329,6 +327,10 @@ fn forked(calls: u8) -> u64 {
         if child > 0 {
             libc::waitpid(child, std::ptr::null_mut(), 0);
         }
-        if got == 8 { u64::from_le_bytes(time) } else { u64::MAX }
+        if got == 8 {
+            u64::from_le_bytes(time)
+        } else {
+            u64::MAX
+        }
     }
 }

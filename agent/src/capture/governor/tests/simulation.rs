@@ -151,8 +151,7 @@ impl Subject {
             Target::COUNT_ONLY => 0.0,
             mean => 1.0 / sampling::weight(law.size, mean),
         };
-        let cost =
-            costs.pair(&law.profile, 1.0, false) + recorded * costs.recording(&law.profile);
+        let cost = costs.pair(&law.profile, 1.0, false) + recorded * costs.recording(&law.profile);
         let load = rate * cost / lanes;
         let slower = (law.busy + load).max(1.0);
         let slowdown = load / slower;
@@ -288,9 +287,7 @@ impl World {
             .iter()
             .enumerate()
             .filter(|(other, subject)| *other != id && subject.probed())
-            .any(|(_, subject)| {
-                subject.law.profile.files == self.subjects[id].law.profile.files
-            });
+            .any(|(_, subject)| subject.law.profile.files == self.subjects[id].law.profile.files);
         let subject = &mut self.subjects[id];
         match subject.phase {
             Phase::Idle { wake } if now >= wake => {
@@ -303,8 +300,7 @@ impl World {
                     Mode::Refuse { again } => {
                         name = "refuse";
                         subject.refused = true;
-                        subject.phase =
-                            later(again.unwrap_or(at + Duration::from_hours(1_000)));
+                        subject.phase = later(again.unwrap_or(at + Duration::from_hours(1_000)));
                     }
                     Mode::Hold { again } => {
                         name = "hold";

@@ -1,0 +1,190 @@
+//! COST-1 on a real program that counts its own work: under the governor it
+//! loses less than a hundredth of it, and never much for long.
+
+use std::{fs, path::Path, thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use libtest_mimic::Trial;
+use lingerscope::{
+    capture::{
+        Capture,
+        governor::{Budget, Check, Governor, Meter, Mode, Profile, costs::measure},
+        links::Method,
+        object::Sizes,
+    },
+    host::{kernel, process::Process, quarantine::Quarantine},
+};
+
+use crate::{lab, program::Program, trial};
+
+/// How long a program is governed.
+const WATCHED: Duration = Duration::from_secs(90);
+/// What a program writes its work in.
+const SLOT: f64 = 0.01;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    [200_000, 2_000_000]
+        .into_iter()
+        .map(|rate| trial(format!("governed::{rate}_a_second"), move || hold(rate)))
+        .collect()
+}
+
+fn now() -> Duration {
+    Duration::from_nanos(kernel::monotonic_ns())
+}
+
+/// One stretch with probes on.
+struct Stretch {
+    from: Duration,
+    to: Duration,
+}
+
+fn hold(rate: u32) -> Result<()> {
+    let path = lab::compile("cc", "paced.c", &[], "paced")?;
+    let made = lab::fresh(&format!("paced-{rate}"))?.join("made");
+    let quarantine = Quarantine::open(&lab::fresh(&format!("paced-{rate}-quarantine"))?)?;
+    let mut capture = Capture::new(
+        Sizes {
+            live_blocks: 1 << 18,
+        },
+        &Method::ALL,
+        quarantine,
+    )?;
+    let costs = measure::measure(&mut capture);
+    let seconds = (WATCHED.as_secs() + 10).to_string();
+    let file = made.to_str().context("an odd path")?;
+    let program = Program::start(&path, &[&seconds, &rate.to_string(), file])?;
+    let pid = program.pid();
+    thread::sleep(Duration::from_secs(2));
+
+    let mut meter = Meter::new(pid);
+    let mut governor = Governor::new(Budget::default(), costs, now());
+    governor
+        .admit(pid, Profile::default(), now(), meter.cpu())
+        .map_err(anyhow::Error::msg)?;
+    let mut stretches = Vec::new();
+    let mut notes = Vec::new();
+    let began = now();
+    while now() < began + WATCHED {
+        let decision = governor.decide(pid, now(), meter.cpu());
+        match decision.mode {
+            Mode::Survey(slot) if slot.at > now() => {
+                thread::sleep((slot.at.saturating_sub(now())).min(Duration::from_secs(1)));
+            }
+            Mode::Survey(slot) => {
+                stretches.push(window(
+                    &mut capture,
+                    &mut governor,
+                    &mut meter,
+                    pid,
+                    slot.mean,
+                )?);
+            }
+            other => anyhow::bail!("{other:?}: {}", decision.why),
+        }
+        notes.extend(
+            governor
+                .take_notes()
+                .0
+                .into_iter()
+                .map(|note| note.sentence),
+        );
+    }
+    let standing = governor.standing(pid).context("no account")?;
+    let (lost, longest) = losses(&made, &stretches, began)?;
+    let report = format!(
+        "lost {:.3} %, longest stretch at two thirds of its speed {:.2} s; {standing:?}; {costs:?}; {}",
+        lost * 100.0,
+        longest,
+        notes.join(" | ")
+    );
+    ensure!(
+        standing.windows >= 2 && !standing.open.is_zero(),
+        "{report}"
+    );
+    ensure!(standing.slowdown_percent < 1.0, "{report}");
+    // Its own count, with something for what else runs on the machine.
+    ensure!(lost < 0.012, "{report}");
+    ensure!(longest < 0.35, "{report}");
+    Ok(())
+}
+
+/// A window as the loop of a survey runs it.
+fn window(
+    capture: &mut Capture,
+    governor: &mut Governor,
+    meter: &mut Meter,
+    pid: u32,
+    mean: u64,
+) -> Result<Stretch> {
+    let process = Process::of(pid)?;
+    meter.restart();
+    let from = now();
+    governor.opening(pid, from);
+    capture.attach(process, mean)?;
+    let reading = meter.read(capture, 0);
+    let mut check = governor.opened(pid, now(), &reading);
+    loop {
+        match check {
+            Check::Stay { again } => thread::sleep(again),
+            Check::Resample { mean, again } => {
+                capture.set_mean(pid, mean)?;
+                thread::sleep(again);
+            }
+            Check::Detach(_) => break,
+        }
+        let reading = meter.read(capture, 0);
+        check = governor.check(pid, now(), &reading);
+    }
+    capture.detach(pid);
+    let reading = meter.read(capture, 0);
+    governor.closed(pid, now(), &reading);
+    let to = now();
+    capture.drain();
+    capture.forget(pid);
+    Ok(Stretch { from, to })
+}
+
+/// The share of its work that a program lost, against what it did between the
+/// windows, and the longest time it was slowed by a third or more.
+fn losses(file: &Path, stretches: &[Stretch], began: Duration) -> Result<(f64, f64)> {
+    let bytes = fs::read(file)?;
+    let (start, made) = bytes.split_first_chunk::<8>().context("nothing written")?;
+    let start = Duration::from_nanos(u64::from_le_bytes(*start));
+    let made: Vec<f64> = made
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|slot| f64::from(u32::from_le_bytes(*slot)))
+        .collect();
+    let place = |at: Duration| (at.saturating_sub(start).as_secs_f64() / SLOT) as usize;
+    let (first, last) = (place(began), place(began + WATCHED));
+    let probed = |index: usize| {
+        stretches
+            .iter()
+            .any(|stretch| (place(stretch.from)..=place(stretch.to)).contains(&index))
+    };
+    let mut free: Vec<f64> = (first..last)
+        .filter(|index| !probed(*index))
+        .filter_map(|index| made.get(index).copied())
+        .collect();
+    ensure!(free.len() > 100, "hardly anything between the windows");
+    free.sort_by(f64::total_cmp);
+    // Other programs on the machine slow it too: the median is its own speed.
+    let speed = free[free.len() / 2];
+    let (mut missing, mut slow, mut longest) = (0.0, 0usize, 0usize);
+    for index in (first..last).filter(|index| probed(*index)) {
+        let done = made.get(index).copied().unwrap_or(0.0);
+        missing += speed - done;
+        slow = if done < speed * 2.0 / 3.0 {
+            slow + 1
+        } else {
+            0
+        };
+        longest = longest.max(slow);
+    }
+    Ok((
+        missing / (speed * (last - first) as f64),
+        longest as f64 * SLOT,
+    ))
+}
