@@ -23,6 +23,7 @@ use crate::{
         Capture,
         bpf::Point,
         links::{FilePoints, Links, Method},
+        target::Probing,
         trial,
     },
     host::{mapping, process::Process},
@@ -133,7 +134,13 @@ impl Subject {
 
         let method = capture.method();
         let attaching = Instant::now();
-        capture.attach_by(Process::of(self.pid)?, Target::COUNT_ONLY, method, &[])?;
+        capture.attach_by(
+            Process::of(self.pid)?,
+            Target::COUNT_ONLY,
+            method,
+            &[],
+            Probing::Always,
+        )?;
         costs.attach = attaching.elapsed();
         // The first calls copy pages and fill caches.
         self.run(Task::Pairs, PAIRS, 0)?;
