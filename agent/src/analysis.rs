@@ -13,6 +13,7 @@ mod residence;
 mod shape;
 mod site;
 mod stacks;
+pub mod survey;
 mod survival;
 mod words;
 
@@ -159,6 +160,18 @@ pub fn judge<K: Ord + Clone>(
         .into_iter()
         .map(|(key, group, growth)| site::judge(key, group, growth, &process, context, settings))
         .collect();
+    sort(&mut sites);
+    Judgements {
+        sites,
+        detection_limit: limit::detection_limit(&process, context, settings),
+        rss: process.rss,
+        rss_growth: process.memory_growth(),
+        process,
+    }
+}
+
+/// The largest leak first, then by live bytes.
+fn sort<K>(sites: &mut [Judgement<K>]) {
     sites.sort_by(|a, b| {
         let rank = |site: &Judgement<K>| {
             (site.verdict == Some(Verdict::UnboundedGrowth))
@@ -169,13 +182,6 @@ pub fn judge<K: Ord + Clone>(
             .unwrap_or(std::cmp::Ordering::Equal)
             .then(b.live_bytes.value.total_cmp(&a.live_bytes.value))
     });
-    Judgements {
-        sites,
-        detection_limit: limit::detection_limit(&process, context, settings),
-        rss: process.rss,
-        rss_growth: process.memory_growth(),
-        process,
-    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 mod ages;
 mod group;
 mod history;
+pub mod survivors;
 mod timeline;
 
 use std::{
@@ -21,6 +22,7 @@ use std::{
 
 pub use ages::Ages;
 pub use group::{Group, Sample, Survivor, TaskShare};
+pub use survivors::Survivors;
 pub use timeline::{Moment, Timeline};
 
 use history::History;

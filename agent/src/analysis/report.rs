@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Context, Judgement, Settings, judge, residence, residence::Residence};
+use super::{Context, Judgement, Judgements, Settings, judge, residence, residence::Residence};
 use crate::{
     finding::{
         Estimate, Finding, Fingerprint, Frame, Leak, LiveSite, Rss, Site, Task, Text, Verdict,
@@ -66,14 +66,37 @@ pub fn findings(
     context: &Context,
     settings: &Settings,
 ) -> Outcome {
-    let keys: BTreeMap<StackId, Vec<String>> = stacks
+    let keys = site_keys(stacks);
+    let judgements = judge(ledger, |id| key_of(&keys, id), context, settings);
+    outcome(judgements, residence, stacks, identity, settings)
+}
+
+/// What groups stacks into sites: their user functions, or the stack itself
+/// where there are no frames.
+pub(super) type Key = Result<Vec<String>, StackId>;
+
+/// The functions of every stack that has frames.
+pub(super) fn site_keys(stacks: &BTreeMap<StackId, Stack>) -> BTreeMap<StackId, Vec<String>> {
+    stacks
         .iter()
         .filter(|(_, stack)| !stack.frames.is_empty())
         .map(|(id, stack)| (*id, user_functions(&stack.frames)))
-        .collect();
-    let key_of = |id: StackId| keys.get(&id).cloned().ok_or(id);
-    let judgements = judge(ledger, key_of, context, settings);
+        .collect()
+}
 
+/// The site of a stack.
+pub(super) fn key_of(keys: &BTreeMap<StackId, Vec<String>>, id: StackId) -> Key {
+    keys.get(&id).cloned().ok_or(id)
+}
+
+/// Describes judgements.
+pub(super) fn outcome(
+    judgements: Judgements<Key>,
+    residence: &Residence,
+    stacks: &BTreeMap<StackId, Stack>,
+    identity: &Identity,
+    settings: &Settings,
+) -> Outcome {
     let mut outcome = Outcome {
         findings: Vec::new(),
         not_leaks: Vec::new(),

@@ -64,7 +64,8 @@ impl Parts {
         Self::of_rates(rates, total / span)
     }
 
-    fn of_rates(rates: Vec<f64>, mean: f64) -> Option<Self> {
+    /// Growth per second in each of at least three parts, and its mean.
+    pub(super) fn of_rates(rates: Vec<f64>, mean: f64) -> Option<Self> {
         let n = rates.len() as f64;
         if rates.len() < 3 {
             return None;
