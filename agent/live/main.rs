@@ -14,6 +14,7 @@ mod bad_input;
 mod breakpoints;
 mod command;
 mod costs;
+mod evidence;
 mod governed;
 mod hazards;
 mod healthy;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         command::trials(),
         stacks::trials(),
         targets::trials(),
+        evidence::trials(),
     ];
     let mut run = |threads: usize, trials: Vec<Trial>| {
         arguments.test_threads = Some(threads);

@@ -6,6 +6,7 @@
 pub mod address_space;
 pub mod allocators;
 pub mod bpf;
+pub mod evidence;
 pub mod faults;
 pub mod files;
 pub mod governor;

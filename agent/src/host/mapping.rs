@@ -7,7 +7,7 @@ use std::{
 
 /// Longest list that is read: about 100 000 mappings. The kernel's own limit
 /// is 65 530 by default.
-const MAX_BYTES: u64 = 16 << 20;
+pub(super) const MAX_BYTES: u64 = 16 << 20;
 
 /// One line of `/proc/PID/maps`.
 #[expect(
@@ -52,10 +52,14 @@ pub fn of(pid: u32) -> io::Result<Vec<Mapping>> {
     File::open(format!("/proc/{pid}/maps"))?
         .take(MAX_BYTES)
         .read_to_end(&mut text)?;
-    Ok(text
-        .split(|byte| *byte == b'\n')
+    Ok(parse_all(&text))
+}
+
+/// Parses the whole file; lines of another shape are left out.
+pub fn parse_all(text: &[u8]) -> Vec<Mapping> {
+    text.split(|byte| *byte == b'\n')
         .filter_map(parse)
-        .collect())
+        .collect()
 }
 
 /// Parses one line; `None` for one of another shape.

@@ -4,29 +4,101 @@
 //! And only private pages that are present: reading others would fault them
 //! in, or block in a handler that is not ours (userfaultfd, network files).
 
-use std::{fs::File, io, os::unix::fs::FileExt as _};
+mod deadline;
+mod guarded;
+mod identity;
+mod pages;
 
-use super::mapping::Mapping;
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use super::mapping::{self, Mapping};
+
+pub use self::{
+    deadline::with_deadline,
+    pages::{Absent, Budget, PAGE, Pages},
+};
 
 /// Largest piece read at once: the target's mmap lock is held meanwhile.
 pub const MAX_PIECE: usize = 64 << 10;
-const PAGE: u64 = 4096;
 /// Bits of a pagemap entry (Documentation/admin-guide/mm/pagemap.rst).
 const PRESENT: u64 = 1 << 63;
 
-/// Open descriptors on one process's memory.
+/// Open descriptors on one address space. They belong to the address space,
+/// not to the process id: after an exec or the process's end all of them read
+/// nothing, and never something else.
 pub struct Memory {
+    pid: u32,
     memory: File,
     pagemap: File,
+    maps: File,
+    /// A read did not come back within its deadline.
+    stuck: AtomicBool,
 }
 
 impl Memory {
-    /// Opens the memory of a process.
+    /// Opens the memory of whatever process has this id.
     pub fn open(pid: u32) -> io::Result<Self> {
         Ok(Self {
+            pid,
             memory: File::open(format!("/proc/{pid}/mem"))?,
             pagemap: File::open(format!("/proc/{pid}/pagemap"))?,
+            maps: File::open(format!("/proc/{pid}/maps"))?,
+            stuck: AtomicBool::new(false),
         })
+    }
+
+    /// Opens the memory of the process that started at `start_time` (clock
+    /// ticks since boot), which a pidfd holds on to meanwhile.
+    ///
+    /// # Errors
+    /// `NotFound` when that process has ended, or what the kernel answers.
+    pub fn open_process(pid: u32, start_time: u64) -> io::Result<Self> {
+        let process = identity::Held::of(pid)?;
+        if super::process::start_time(pid)? != start_time {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let memory = Self::open(pid)?;
+        // As long as the pidfd's process is not reaped, its id is not reused.
+        if !process.exists() || !memory.is_there()? {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(memory)
+    }
+
+    /// The mappings now, sorted by address; empty when the address space is
+    /// gone.
+    pub fn mappings(&self) -> io::Result<Vec<Mapping>> {
+        let mut text = Vec::new();
+        let mut piece = vec![0; MAX_PIECE];
+        while text.len() < mapping::MAX_BYTES as usize {
+            match self.maps.read_at(&mut piece, text.len() as u64) {
+                Ok(0) => break,
+                Ok(length) => text.extend_from_slice(piece.get(..length).unwrap_or_default()),
+                Err(why) if why.raw_os_error() == Some(libc::ESRCH) => return Ok(Vec::new()),
+                Err(why) => return Err(why),
+            }
+        }
+        Ok(mapping::parse_all(&text))
+    }
+
+    /// Whether the address space still exists.
+    pub fn is_there(&self) -> io::Result<bool> {
+        Ok(self.pagemap.read_at(&mut [0; 8], 0)? == 8)
+    }
+
+    /// A read has not come back: nothing more is to be read.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Relaxed)
+    }
+
+    /// Gives this memory up.
+    pub fn abandon(&self) {
+        self.stuck.store(true, Ordering::Relaxed);
     }
 
     /// Fills `buffer` from `address`, which must lie in `mapping`.

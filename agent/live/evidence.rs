@@ -1,0 +1,406 @@
+//! Whether blocks of real allocators still live, told from outside, held
+//! against the program's own list.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use libtest_mimic::Trial;
+use lingerscope::{
+    capture::evidence::{self, Allocator, FirstRead, Gone, Outcome, Request, Sign, facts::Mark},
+    host::{
+        memory::{Budget, Memory, Pages},
+        process,
+    },
+};
+
+use crate::{
+    lab,
+    program::{Program, signal},
+    trial,
+};
+
+/// Name, compiler, flags, allocator.
+const BUILDS: [(&str, &str, &[&str], Allocator); 6] = [
+    ("glibc", "cc", &[], Allocator::Glibc),
+    ("glibc_static", "cc", &["-static"], Allocator::Glibc),
+    ("musl", "musl-gcc", &["-static"], Allocator::Musl),
+    (
+        "jemalloc",
+        "cc",
+        &["-Wl,--no-as-needed", "-l:libjemalloc.so.2"],
+        Allocator::Jemalloc,
+    ),
+    (
+        "mimalloc",
+        "cc",
+        &["-Wl,--no-as-needed", "-l:libmimalloc.so.2"],
+        Allocator::Mimalloc,
+    ),
+    (
+        "tcmalloc",
+        "cc",
+        &["-Wl,--no-as-needed", "-l:libtcmalloc_minimal.so.4"],
+        Allocator::Tcmalloc,
+    ),
+];
+
+/// How long the freed blocks' memory is reused, at the later readings.
+const CHURN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(3)];
+
+const BUDGET: Budget = Budget {
+    bytes: 256 << 20,
+    time: Duration::from_secs(5),
+    pause: Duration::ZERO,
+};
+
+/// Contents that nothing tells from those of another block.
+const PLAIN: [&str; 3] = ["small", "zero", "equal"];
+
+pub(crate) fn trials() -> Vec<Trial> {
+    BUILDS
+        .into_iter()
+        .map(|(name, compiler, flags, allocator)| {
+            trial(format!("evidence::{name}"), move || {
+                let path = lab::compile(compiler, "blocks.c", flags, &format!("blocks-{name}"))?;
+                told_rightly(name, &path, allocator)
+            })
+        })
+        .collect()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Kept,
+    Freed,
+    Written,
+}
+
+/// A block by the program's own account.
+struct Block {
+    address: u64,
+    size: u64,
+    usable: u64,
+    kind: String,
+    fate: Fate,
+}
+
+struct Blocks {
+    program: Program,
+    table: PathBuf,
+    memory: Memory,
+    blocks: Vec<Block>,
+}
+
+impl Blocks {
+    fn start(name: &str, path: &Path) -> Result<Self> {
+        let table = lab::fresh(&format!("blocks-{name}.txt"))?;
+        let program = Program::start(path, &[table.to_str().context("path")?])?;
+        let pid = program.pid();
+        let memory = Memory::open_process(pid, process::start_time(pid)?)?;
+        let blocks = fs::read_to_string(&table)?
+            .lines()
+            .map(parse)
+            .collect::<Option<Vec<Block>>>()
+            .context("the program's table has another shape")?;
+        Ok(Self {
+            program,
+            table,
+            memory,
+            blocks,
+        })
+    }
+
+    fn free(&self) -> Result<()> {
+        signal(self.program.pid(), libc::SIGUSR1)?;
+        let done = PathBuf::from(format!("{}.freed", self.table.display()));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !done.exists() {
+            ensure!(Instant::now() < deadline, "the program did not free");
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// First reads of all blocks, identified by site: size and contents.
+    fn first_reads(&self, allocator: Allocator) -> Result<Vec<FirstRead>> {
+        let requests: Vec<Request> = self
+            .blocks
+            .iter()
+            .map(|block| Request {
+                allocator,
+                address: block.address,
+                requested: block.size,
+            })
+            .collect();
+        let started = Instant::now();
+        let outcome = evidence::first_reads(&self.memory, &requests, BUDGET)?;
+        report_cost("first reads", &outcome, started.elapsed());
+        ensure!(
+            outcome.skipped.is_empty(),
+            "live blocks could not be read: {:?}",
+            outcome.skipped
+        );
+        let mut sites: BTreeMap<(u64, &str), (Vec<usize>, Vec<FirstRead>)> = BTreeMap::new();
+        for (index, (block, first)) in self.blocks.iter().zip(outcome.results).enumerate() {
+            let first = first.ok().context("counted above")?;
+            let site = sites.entry((block.size, &block.kind)).or_default();
+            site.0.push(index);
+            site.1.push(first);
+        }
+        let mut firsts: Vec<(usize, FirstRead)> = Vec::new();
+        for (indices, mut samples) in sites.into_values() {
+            evidence::identify(&mut samples);
+            firsts.extend(indices.into_iter().zip(samples));
+        }
+        firsts.sort_unstable_by_key(|(index, _)| *index);
+        Ok(firsts.into_iter().map(|(_, first)| first).collect())
+    }
+}
+
+fn parse(line: &str) -> Option<Block> {
+    let mut fields = line.split(' ');
+    Some(Block {
+        address: fields.next()?.parse().ok()?,
+        size: fields.next()?.parse().ok()?,
+        usable: fields.next()?.parse().ok()?,
+        kind: fields.next()?.to_owned(),
+        fate: match fields.next()? {
+            "0" => Fate::Kept,
+            "1" => Fate::Freed,
+            "2" => Fate::Written,
+            _ => return None,
+        },
+    })
+}
+
+/// Signs by contents and truth.
+#[derive(Default)]
+struct Confusion(BTreeMap<(String, bool), BTreeMap<&'static str, u32>>);
+
+const COLUMNS: [&str; 5] = ["alive", "mutated", "unchanged", "gone", "unknown"];
+
+impl Confusion {
+    fn of(blocks: &[Block], signs: &[Sign]) -> Self {
+        let mut table = Self::default();
+        for (block, sign) in blocks.iter().zip(signs) {
+            let row = (block.kind.clone(), block.fate == Fate::Freed);
+            let column = match sign {
+                Sign::Alive => "alive",
+                Sign::Mutated => "mutated",
+                Sign::Unchanged => "unchanged",
+                Sign::Gone(_) => "gone",
+                Sign::Unknown(_) => "unknown",
+            };
+            *table.0.entry(row).or_default().entry(column).or_default() += 1;
+        }
+        table
+    }
+
+    /// Share of blocks with this truth, of kinds that pass, in the columns.
+    fn share(&self, kinds: impl Fn(&str) -> bool, freed: bool, columns: &[&str]) -> f64 {
+        let rows = self
+            .0
+            .iter()
+            .filter(|((kind, truth), _)| *truth == freed && kinds(kind));
+        let (mut hits, mut all) = (0, 0);
+        for (column, count) in rows.flat_map(|(_, row)| row) {
+            all += count;
+            hits += if columns.contains(column) { *count } else { 0 };
+        }
+        f64::from(hits) / f64::from(all.max(1))
+    }
+
+    fn print(&self, title: &str) {
+        let mut text = format!("{title}\n{:>18}", "");
+        for column in COLUMNS {
+            let _ = write!(text, "{column:>10}");
+        }
+        for ((kind, freed), row) in &self.0 {
+            let truth = if *freed { "freed" } else { "live" };
+            let _ = write!(text, "\n{kind:>12} {truth:<5}");
+            for column in COLUMNS {
+                let _ = write!(text, "{:>10}", row.get(column).unwrap_or(&0));
+            }
+        }
+        println!("{text}");
+    }
+}
+
+fn report_cost<T>(what: &str, outcome: &Outcome<T>, took: Duration) {
+    println!(
+        "{what}: {} blocks, {} reads, {} KiB, {took:?}, skipped {:?}",
+        outcome.results.len(),
+        outcome.reads,
+        outcome.bytes >> 10,
+        outcome.skipped
+    );
+}
+
+fn told_rightly(name: &str, path: &Path, allocator: Allocator) -> Result<()> {
+    let mut target = Blocks::start(name, path)?;
+    let firsts = target.first_reads(allocator)?;
+    sizes_are_right(&target.blocks, &firsts)?;
+    let before = contents(&target)?;
+
+    let look = |title: &str| -> Result<(Vec<Sign>, Confusion)> {
+        let started = Instant::now();
+        let outcome = evidence::again_all(&target.memory, &firsts, BUDGET)?;
+        report_cost(title, &outcome, started.elapsed());
+        let confusion = Confusion::of(&target.blocks, &outcome.results);
+        confusion.print(&format!("{name}, {title}"));
+        for (block, sign) in target.blocks.iter().zip(&outcome.results) {
+            let wrong = match block.fate {
+                Fate::Freed => matches!(sign, Sign::Alive | Sign::Mutated),
+                _ => matches!(sign, Sign::Gone(_)),
+            };
+            if wrong {
+                println!("  {} {} {:?}: {sign:?}", block.kind, block.size, block.fate);
+            }
+        }
+        Ok((outcome.results, confusion))
+    };
+
+    let (signs, untouched) = look("nothing freed")?;
+    ensure!(
+        signs.iter().all(|sign| !matches!(sign, Sign::Gone(_))),
+        "a live block was called gone"
+    );
+    drop(untouched);
+    target.free()?;
+    let (signs, freed) = look("freed, not reused")?;
+    marks_are_right(allocator, &target, &before, &signs)?;
+    check(&freed, allocator)?;
+    signal(target.program.pid(), libc::SIGUSR1)?;
+    for after in CHURN {
+        thread::sleep(after);
+        let (_, reused) = look(&format!("after {after:?} more of churn"))?;
+        check(&reused, allocator)?;
+    }
+    ensure!(target.program.is_running()?, "the program has died");
+    Ok(())
+}
+
+fn check(confusion: &Confusion, allocator: Allocator) -> Result<()> {
+    let all = |_: &str| true;
+    let survivors = confusion.share(all, true, &["alive", "mutated"]);
+    ensure!(
+        survivors <= 0.002,
+        "{:.2} % of the freed blocks are called alive",
+        survivors * 100.0
+    );
+    let lost = confusion.share(all, false, &["gone"]);
+    ensure!(
+        lost <= 0.002,
+        "{:.2} % of the live blocks are called gone",
+        lost * 100.0
+    );
+    let found = match allocator.facts().mark {
+        Mark::Nowhere => ["unchanged"].as_slice(),
+        _ => &["alive", "mutated"],
+    };
+    let known = confusion.share(|kind| kind == "random", false, found);
+    ensure!(
+        known >= 0.8,
+        "only {:.0} % of the live blocks with random contents are recognised",
+        known * 100.0
+    );
+    let plain = confusion.share(|kind| PLAIN.contains(&kind), false, &["alive", "unchanged"]);
+    ensure!(plain <= 0.0, "blocks with plain contents are recognised");
+    Ok(())
+}
+
+/// The table's sizes, against the allocator's own account.
+fn sizes_are_right(blocks: &[Block], firsts: &[FirstRead]) -> Result<()> {
+    for (block, first) in blocks.iter().zip(firsts) {
+        let known = match first.allocator() {
+            Allocator::Glibc => true,
+            // Aligned blocks may come from a larger class.
+            other => other.class_size(block.size).is_some() && block.address % 64 != 0,
+        };
+        if known && first.usable() != block.usable {
+            bail!(
+                "a block of {} bytes has {}, the allocator says {}",
+                block.size,
+                first.usable(),
+                block.usable
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Words of all blocks.
+fn contents(target: &Blocks) -> Result<Vec<Vec<u64>>> {
+    let mut pages = Pages::new(&target.memory, BUDGET)?;
+    let words = |block: &Block| {
+        (0..block.size / 8)
+            .map_while(|word| pages.word(block.address + word * 8).ok())
+            .collect()
+    };
+    Ok(target.blocks.iter().map(words).collect())
+}
+
+/// The table's marks, against what free has really done.
+fn marks_are_right(
+    allocator: Allocator,
+    target: &Blocks,
+    before: &[Vec<u64>],
+    signs: &[Sign],
+) -> Result<()> {
+    let facts = allocator.facts();
+    let after = contents(target)?;
+    let (mut freed, mut told, mut destroyed, mut should, mut beyond) = (0, 0, 0, 0, 0);
+    let blocks = target.blocks.iter().zip(signs);
+    for ((block, sign), (before, after)) in blocks.zip(before.iter().zip(&after)) {
+        if block.fate != Fate::Freed || block.kind != "random" || block.size > 40_000 {
+            continue;
+        }
+        freed += 1;
+        told += i32::from(matches!(sign, Sign::Gone(_)));
+        if matches!(sign, Sign::Gone(Gone::Unmapped | Gone::Purged)) {
+            continue;
+        }
+        let changed: Vec<bool> = before.iter().zip(after).map(|(a, b)| a != b).collect();
+        if block.usable <= facts.link_limit || facts.mark == Mark::Nowhere {
+            let words = facts.words_destroyed(block.usable);
+            should += words;
+            destroyed += changed
+                .iter()
+                .take(words)
+                .filter(|changed| **changed)
+                .count();
+            beyond += usize::from(changed.iter().skip(words.max(2)).any(|changed| *changed));
+        }
+    }
+    println!(
+        "marks: {freed} freed blocks, {told} told by the mark; of {should} words that a free \
+         destroys {destroyed} are; {beyond} blocks changed beyond them"
+    );
+    ensure!(freed > 100, "too few blocks were freed");
+    let expected = if facts.mark == Mark::Nowhere {
+        0
+    } else {
+        freed
+    };
+    ensure!(
+        f64::from(told - expected).abs() <= 0.02 * f64::from(freed),
+        "of {freed} freed blocks {told} are told by their marks, by the table {expected}"
+    );
+    let share = |count: usize, of: usize| count as f64 / of.max(1) as f64;
+    ensure!(
+        share(should - destroyed, should) <= 0.01,
+        "a free destroys less than the table says"
+    );
+    ensure!(
+        share(beyond, freed as usize) <= 0.05,
+        "a free writes where the table says it does not"
+    );
+    Ok(())
+}

@@ -1,0 +1,235 @@
+/* Blocks of many sizes and contents, some of which are freed and reused.
+ *
+ * usage: PROGRAM TABLE
+ *
+ * Writes a line per block to TABLE, says READY and is quiet. At the first
+ * SIGUSR1 it frees what the table calls freed, and makes TABLE.freed. At the
+ * second one it allocates and frees such blocks 200 000 times a second, the
+ * last freed first, and writes into the blocks that the table calls written. */
+#define _GNU_SOURCE
+#include <malloc.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum kind { RANDOM, NAMED, SMALL, ZERO, EQUAL, COUNTED, LEFTOVER, PARTLY, POOL, KINDS };
+static const char *const names[] = {"random",  "named",    "small",  "zero", "equal",
+                                    "counted", "leftover", "partly", "pool"};
+static const size_t sizes[] = {16,   24,   40,   64,    100,   120,   250,   512,    1000,
+                               1032, 2000, 4096, 10000, 16384, 40000, 65536, 200000};
+enum { SIZES = sizeof sizes / sizeof *sizes, SLOTS = 16, MOST = 8192 };
+/* Sizes up to here are churned most of the time. */
+enum { SMALL_SIZES = 10 };
+
+enum fate { KEPT, FREED, WRITTEN };
+struct block {
+    uint64_t *place;
+    size_t size;
+    enum kind kind;
+    enum fate fate;
+};
+static struct block blocks[MOST], later[MOST];
+static int count, later_count;
+static void *slots[SIZES][KINDS][SLOTS];
+
+static uint64_t state = 88172645463325252ULL;
+
+static uint64_t draw(void)
+{
+    state ^= state << 13;
+    state ^= state >> 7;
+    return state ^= state << 17;
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+static void text(char *place, size_t size, uint64_t id)
+{
+    char line[48];
+    int length = snprintf(line, sizeof line, "user-%011llu;", (unsigned long long)id % 100000000000);
+    for (size_t i = 0; i < size; i++)
+        place[i] = line[i % length];
+}
+
+static void fill(uint64_t *place, size_t size, enum kind kind)
+{
+    size_t words = size / 8;
+    switch (kind) {
+    case RANDOM:
+        for (size_t i = 0; i < words; i++)
+            place[i] = draw();
+        break;
+    case NAMED:
+        text((char *)place, size, draw());
+        break;
+    case SMALL:
+        for (size_t i = 0; i < words; i++)
+            place[i] = draw() % 1000;
+        break;
+    case ZERO:
+        memset(place, 0, size);
+        break;
+    case EQUAL:
+        text((char *)place, size, 4711);
+        break;
+    case COUNTED: /* like a shared pointer's target */
+        for (size_t i = 0; i < words; i++)
+            place[i] = i < 2 ? 1 : i == 2 ? (uint64_t)names : draw();
+        break;
+    case LEFTOVER: /* a buffer that has taken the same short answer */
+        text((char *)place, size < 32 ? size : 32, 4711);
+        break;
+    case PARTLY: /* the same head, something of its own, and the rest of a buffer */
+        for (size_t i = 0; i < words / 2; i++)
+            place[i] = i < 2 ? (uint64_t)names : draw();
+        break;
+    case POOL: /* one of a few texts */
+        text((char *)place, size, draw() % 16);
+        break;
+    default:
+        break;
+    }
+}
+
+/* In all the ways there are to get one. */
+static void *block(size_t size, enum kind kind)
+{
+    void *place = NULL;
+    if (kind == ZERO)
+        return calloc(1, size);
+    switch (draw() % 12) {
+    case 0:
+        if (posix_memalign(&place, 64, size))
+            _exit(4);
+        break;
+    case 1:
+        place = realloc(malloc(size / 2), size);
+        break;
+    default:
+        place = malloc(size);
+    }
+    fill(place, size, kind);
+    return place;
+}
+
+/* What the heap looks like after a while: freed blocks full of old contents. */
+static void warm_up(void)
+{
+    static void *old[SIZES * 24];
+    int n = 0;
+    for (int round = 0; round < 24; round++)
+        for (int s = 0; s < SIZES; s++)
+            fill(old[n++] = malloc(sizes[s]), sizes[s], RANDOM);
+    for (int i = 0; i < n; i++) {
+        int j = i + draw() % (n - i);
+        void *other = old[i];
+        old[i] = old[j];
+        old[j] = other;
+        free(old[i]);
+    }
+}
+
+static void churn(void)
+{
+    int all = draw() % 20 == 0;
+    int s = draw() % (all ? SIZES - 1 : SMALL_SIZES);
+    int k = draw() % KINDS;
+    void **slot = &slots[s][k][draw() % SLOTS];
+    if (*slot) {
+        free(*slot);
+        *slot = NULL;
+    } else {
+        *slot = block(sizes[s], k);
+    }
+}
+
+static volatile sig_atomic_t signals;
+
+static void count_signal(int number)
+{
+    (void)number;
+    signals++;
+}
+
+static void wait_for(int number)
+{
+    while (signals < number)
+        usleep(1000);
+}
+
+static void make_blocks(void)
+{
+    for (int i = 0; i < 24; i++)
+        for (int s = 0; s < SIZES; s++)
+            for (int k = 0; k < KINDS; k++) {
+                if (i >= (sizes[s] > 100000 ? 4 : sizes[s] > 1032 ? 16 : 24))
+                    continue;
+                uint64_t way = draw() % 16;
+                enum fate fate = way < 8 ? FREED : way < 10 && sizes[s] > 40 ? WRITTEN : KEPT;
+                blocks[count++] = (struct block){block(sizes[s], k), sizes[s], k, fate};
+                /* Free neighbours. */
+                if (draw() % 4 == 0)
+                    later[later_count++].place = block(sizes[s], k);
+            }
+    for (int i = 0; i < later_count; i++)
+        free(later[i].place);
+    /* Beside top: nothing after these. */
+    for (int i = 0; i < 60; i++) {
+        int s = SMALL_SIZES + i % 6;
+        blocks[count++] = (struct block){malloc(sizes[s]), sizes[s], RANDOM, i < 30 ? KEPT : FREED};
+        fill(blocks[count - 1].place, sizes[s], RANDOM);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static char buffer[1 << 16];
+    char path[4096];
+    if (argc < 2)
+        return 2;
+    signal(SIGUSR1, count_signal);
+    FILE *table = fopen(argv[1], "w");
+    setvbuf(table, buffer, _IOFBF, sizeof buffer);
+    warm_up();
+    for (int i = 0; i < 200000; i++)
+        churn();
+    make_blocks();
+    for (int i = 0; i < count; i++)
+        fprintf(table, "%llu %zu %zu %s %d\n", (unsigned long long)(uintptr_t)blocks[i].place,
+                blocks[i].size, malloc_usable_size(blocks[i].place), names[blocks[i].kind],
+                blocks[i].fate);
+    fflush(table);
+    dprintf(1, "READY\n");
+
+    wait_for(1);
+    for (int i = 0; i < count; i++) {
+        int j = i + draw() % (count - i);
+        struct block other = blocks[i];
+        blocks[i] = blocks[j];
+        blocks[j] = other;
+        if (blocks[i].fate == FREED)
+            free(blocks[i].place);
+    }
+    snprintf(path, sizeof path, "%s.freed", argv[1]);
+    close(creat(path, 0600));
+
+    wait_for(2);
+    for (double next = now();; next += 0.001) {
+        for (int i = 0; i < 200; i++)
+            churn();
+        for (int i = 0; i < count; i++)
+            if (blocks[i].fate == WRITTEN)
+                blocks[i].place[3]++;
+        while (now() < next)
+            usleep(100);
+    }
+}
