@@ -1,13 +1,16 @@
 /* Blocks of many sizes and contents, some of which are freed and reused.
  *
- * usage: PROGRAM TABLE
+ * usage: PROGRAM TABLE [thread]: all from a second thread, so not from glibc's main arena
  *
  * Writes a line per block to TABLE, says READY and is quiet. At the first
  * SIGUSR1 it frees what the table calls freed, and makes TABLE.freed. At the
  * second one it allocates and frees such blocks 200 000 times a second, the
- * last freed first, and writes into the blocks that the table calls written. */
+ * last freed first, in waves, writes into the blocks that the table calls written,
+ * and keeps the number of its calls in TABLE.calls. */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <malloc.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -21,7 +24,7 @@ static const char *const names[] = {"random",  "named",    "small",  "zero", "eq
                                     "counted", "leftover", "partly", "pool"};
 static const size_t sizes[] = {16,   24,   40,   64,    100,   120,   250,   512,    1000,
                                1032, 2000, 4096, 10000, 16384, 40000, 65536, 200000};
-enum { SIZES = sizeof sizes / sizeof *sizes, SLOTS = 16, MOST = 8192 };
+enum { SIZES = sizeof sizes / sizeof *sizes, SLOTS = 64, MOST = 8192 };
 /* Sizes up to here are churned most of the time. */
 enum { SMALL_SIZES = 10 };
 
@@ -31,6 +34,7 @@ struct block {
     size_t size;
     enum kind kind;
     enum fate fate;
+    int aligned;
 };
 static struct block blocks[MOST], later[MOST];
 static int count, later_count;
@@ -101,15 +105,17 @@ static void fill(uint64_t *place, size_t size, enum kind kind)
 }
 
 /* In all the ways there are to get one. */
-static void *block(size_t size, enum kind kind)
+static void *block(size_t size, enum kind kind, int *aligned)
 {
     void *place = NULL;
+    *aligned = 0;
     if (kind == ZERO)
         return calloc(1, size);
     switch (draw() % 12) {
     case 0:
         if (posix_memalign(&place, 64, size))
             _exit(4);
+        *aligned = 1;
         break;
     case 1:
         place = realloc(malloc(size / 2), size);
@@ -138,17 +144,22 @@ static void warm_up(void)
     }
 }
 
+static long calls;
+
 static void churn(void)
 {
     int all = draw() % 20 == 0;
     int s = draw() % (all ? SIZES - 1 : SMALL_SIZES);
     int k = draw() % KINDS;
+    int aligned;
     void **slot = &slots[s][k][draw() % SLOTS];
-    if (*slot) {
+    /* More and more blocks, then fewer and fewer. */
+    int more = calls++ / 50000 % 2 ? draw() % 4 != 0 : draw() % 4 == 0;
+    if (*slot && !more) {
         free(*slot);
         *slot = NULL;
-    } else {
-        *slot = block(sizes[s], k);
+    } else if (!*slot && more) {
+        *slot = block(sizes[s], k, &aligned);
     }
 }
 
@@ -175,38 +186,37 @@ static void make_blocks(void)
                     continue;
                 uint64_t way = draw() % 16;
                 enum fate fate = way < 8 ? FREED : way < 10 && sizes[s] > 40 ? WRITTEN : KEPT;
-                blocks[count++] = (struct block){block(sizes[s], k), sizes[s], k, fate};
+                struct block *new = &blocks[count++];
+                *new = (struct block){NULL, sizes[s], k, fate, 0};
+                new->place = block(sizes[s], k, &new->aligned);
                 /* Free neighbours. */
                 if (draw() % 4 == 0)
-                    later[later_count++].place = block(sizes[s], k);
+                    later[later_count++].place = block(sizes[s], k, &later->aligned);
             }
     for (int i = 0; i < later_count; i++)
         free(later[i].place);
     /* Beside top: nothing after these. */
     for (int i = 0; i < 60; i++) {
         int s = SMALL_SIZES + i % 6;
-        blocks[count++] = (struct block){malloc(sizes[s]), sizes[s], RANDOM, i < 30 ? KEPT : FREED};
+        blocks[count++] = (struct block){malloc(sizes[s]), sizes[s], RANDOM, i < 30 ? KEPT : FREED, 0};
         fill(blocks[count - 1].place, sizes[s], RANDOM);
     }
 }
 
-int main(int argc, char **argv)
+static void *run(void *table_path)
 {
     static char buffer[1 << 16];
     char path[4096];
-    if (argc < 2)
-        return 2;
-    signal(SIGUSR1, count_signal);
-    FILE *table = fopen(argv[1], "w");
+    FILE *table = fopen(table_path, "w");
     setvbuf(table, buffer, _IOFBF, sizeof buffer);
     warm_up();
     for (int i = 0; i < 200000; i++)
         churn();
     make_blocks();
     for (int i = 0; i < count; i++)
-        fprintf(table, "%llu %zu %zu %s %d\n", (unsigned long long)(uintptr_t)blocks[i].place,
+        fprintf(table, "%llu %zu %zu %s %d %d\n", (unsigned long long)(uintptr_t)blocks[i].place,
                 blocks[i].size, malloc_usable_size(blocks[i].place), names[blocks[i].kind],
-                blocks[i].fate);
+                blocks[i].fate, blocks[i].aligned);
     fflush(table);
     dprintf(1, "READY\n");
 
@@ -219,17 +229,37 @@ int main(int argc, char **argv)
         if (blocks[i].fate == FREED)
             free(blocks[i].place);
     }
-    snprintf(path, sizeof path, "%s.freed", argv[1]);
+    snprintf(path, sizeof path, "%s.freed", (char *)table_path);
     close(creat(path, 0600));
 
+    snprintf(path, sizeof path, "%s.calls", (char *)table_path);
+    int counter = creat(path, 0600);
     wait_for(2);
+    calls = 0;
     for (double next = now();; next += 0.001) {
         for (int i = 0; i < 200; i++)
             churn();
         for (int i = 0; i < count; i++)
             if (blocks[i].fate == WRITTEN)
                 blocks[i].place[3]++;
+        char text[24];
+        int length = snprintf(text, sizeof text, "%20ld", calls);
+        if (pwrite(counter, text, length, 0) != length)
+            _exit(5);
         while (now() < next)
             usleep(100);
     }
+}
+
+int main(int argc, char **argv)
+{
+    pthread_t thread;
+    if (argc < 2)
+        return 2;
+    signal(SIGUSR1, count_signal);
+    if (argc == 2)
+        run(argv[1]);
+    else if (pthread_create(&thread, NULL, run, argv[1]) == 0)
+        pthread_join(thread, NULL);
+    return 0;
 }

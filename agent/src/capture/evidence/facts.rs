@@ -44,9 +44,9 @@ pub struct Facts {
     pub mark: Mark,
     /// Largest usable size for which free writes a link into the block.
     pub link_limit: u64,
-    /// Words from the start that every free of a block of this usable size
-    /// destroys: up to here the first, above the second too. Ends with
-    /// `link_limit`.
+    /// Usable size up to which a free is certain to destroy the first word and
+    /// no other. Above, glibc destroys two, or merges the chunk, which only
+    /// headers tell.
     pub one_word_limit: u64,
     /// Where it is written.
     pub source: &'static str,

@@ -35,6 +35,8 @@ pub struct FirstRead {
     /// Words that look like what a free leaves: left over from an earlier
     /// one, perhaps, and the next may leave the same.
     pub(super) marked: u32,
+    /// A free may write its link elsewhere than into the first word.
+    pub(super) unlinked: bool,
 }
 
 impl FirstRead {
@@ -81,8 +83,9 @@ impl FirstRead {
                 *word = hash(value);
             }
             self.read |= 1 << index;
-            // What nobody asked for nobody writes: it says nothing of the owner.
-            if offset < self.requested && is_telling(value) {
+            // What nobody asked for nobody writes: it says nothing of the
+            // owner. Nor does half a word, which is often padding.
+            if offset + 8 <= self.requested && is_telling(value) {
                 self.telling |= 1 << index;
             }
         }
@@ -137,6 +140,8 @@ impl fmt::Debug for FirstRead {
 /// - a word that two owners of one address had alike at the same place proves
 ///   nothing at that place: the site does not write it, what is there is left
 ///   from before;
+/// - where a good part of the blocks have a word that another one has too, the
+///   rest is drawn from the same few values;
 /// - one sample alone is like nothing: no word of it identifies.
 pub fn identify(samples: &mut [FirstRead]) {
     let mut owners: HashMap<u32, (u64, bool)> = HashMap::new();
@@ -146,37 +151,62 @@ pub fn identify(samples: &mut [FirstRead]) {
             *shared |= *first != sample.address;
         }
     }
-    let left_alone = left_alone(samples);
+    let is_shared = |word: &u32| owners.get(word).is_some_and(|(_, shared)| *shared);
+    let mut places = left_alone(samples);
+    for (place, common) in common(samples, is_shared) {
+        *places.entry(place).or_default() |= common;
+    }
     let several = samples
         .iter()
         .any(|sample| Some(sample.address) != samples.first().map(FirstRead::address));
     for sample in samples {
-        sample.identifying = 0;
-        if !several {
-            continue;
-        }
-        let place = (sample.requested, sample.usable);
-        let stale = left_alone.get(&place).copied().unwrap_or(0);
-        for (index, word) in sample.words.iter().enumerate() {
-            let shared = owners.get(word).is_some_and(|(_, shared)| *shared);
-            if !shared {
-                sample.identifying |= 1 << index;
-            }
-        }
-        sample.identifying &= sample.telling & !stale & ALL;
+        let own = sample.mask(|word| !is_shared(word));
+        let void = places.get(&sample.place()).copied().unwrap_or(0);
+        sample.identifying = if several {
+            own & sample.telling & !void & ALL
+        } else {
+            0
+        };
     }
 }
 
-/// Words, by requested and usable size, that two owners of one address had
-/// alike.
-fn left_alone(samples: &[FirstRead]) -> HashMap<(u64, u64), u32> {
-    let mut found: HashMap<(u64, u64), u32> = HashMap::new();
+/// Blocks of one requested and one usable size are looked at in the same
+/// places.
+type Place = (u64, u64);
+
+/// Words where a quarter of the blocks or more have what others have.
+fn common(samples: &[FirstRead], is_shared: impl Fn(&u32) -> bool) -> HashMap<Place, u32> {
+    let mut counts: HashMap<Place, [(u32, u32); PROBES]> = HashMap::new();
+    for sample in samples {
+        let shared = sample.mask(&is_shared);
+        let counts = counts.entry(sample.place()).or_insert([(0, 0); PROBES]);
+        for (index, (all, common)) in counts.iter_mut().enumerate() {
+            if sample.telling & 1 << index != 0 {
+                *all += 1;
+                *common += shared >> index & 1;
+            }
+        }
+    }
+    counts
+        .into_iter()
+        .map(|(place, counts)| {
+            let mask = (0..).zip(counts).fold(0, |mask, (index, (all, common))| {
+                mask | u32::from(common * 4 >= all.max(1)) << index
+            });
+            (place, mask)
+        })
+        .collect()
+}
+
+/// Words that two owners of one address had alike.
+fn left_alone(samples: &[FirstRead]) -> HashMap<Place, u32> {
+    let mut found: HashMap<Place, u32> = HashMap::new();
     let mut at: HashMap<u64, &FirstRead> = HashMap::new();
     for sample in samples {
         let Some(before) = at.insert(sample.address, sample) else {
             continue;
         };
-        if (before.requested, before.usable) != (sample.requested, sample.usable) {
+        if before.place() != sample.place() {
             continue;
         }
         let alike = before
@@ -186,13 +216,23 @@ fn left_alone(samples: &[FirstRead]) -> HashMap<(u64, u64), u32> {
             .enumerate()
             .filter(|(_, (before, now))| **before == *now)
             .fold(0, |mask, (index, _)| mask | 1 << index);
-        *found.entry((sample.requested, sample.usable)).or_default() |=
-            alike & before.telling & sample.telling;
+        *found.entry(sample.place()).or_default() |= alike & before.telling & sample.telling;
     }
     found
 }
 
 impl FirstRead {
+    fn place(&self) -> Place {
+        (self.requested, self.usable)
+    }
+
+    /// Words that pass.
+    fn mask(&self, pass: impl Fn(&u32) -> bool) -> u32 {
+        (0..)
+            .zip(&self.words)
+            .fold(0, |mask, (index, word)| mask | u32::from(pass(word)) << index)
+    }
+
     fn telling_words(&self) -> impl Iterator<Item = u32> + '_ {
         self.words
             .iter()
@@ -216,10 +256,7 @@ pub(super) fn offsets(requested: u64, usable: u64) -> [Option<u64>; PROBES] {
             .chain(large(words).filter(|_| words > inside)),
     );
     let tail = (0..slack).map(|from_end| usable / 8 - 1 - from_end);
-    for (slot, word) in offsets
-        .iter_mut()
-        .zip(head.take(inside as usize).chain(tail))
-    {
+    for (slot, word) in offsets.iter_mut().zip(head.take(inside as usize).chain(tail)) {
         *slot = Some(word * 8);
     }
     offsets
@@ -250,11 +287,7 @@ pub(super) fn is_telling(value: u64) -> bool {
     let bytes = value.to_ne_bytes();
     let mut kinds = bytes;
     kinds.sort_unstable();
-    kinds
-        .windows(2)
-        .filter(|pair| pair.first() != pair.last())
-        .count()
-        >= 2
+    kinds.windows(2).filter(|pair| pair.first() != pair.last()).count() >= 2
 }
 
 /// A hash under a key of this run, so that it tells nothing about the value.
@@ -280,6 +313,7 @@ mod tests {
             telling: 0,
             identifying: 0,
             marked: 0,
+            unlinked: false,
         };
         let mut values = [None; PROBES];
         for (slot, word) in values.iter_mut().zip(words) {

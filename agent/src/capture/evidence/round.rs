@@ -13,6 +13,8 @@ use crate::host::memory::{Absent, Budget, Memory, PAGE, Pages};
 
 /// Pages held at once: 1 MiB.
 const MAX_PAGES: usize = 256;
+/// Smallest alignment that mimalloc's size classes do not have by themselves.
+const ALIGNED: u64 = 32;
 /// Bytes before a block that allocators use.
 const BEFORE: u64 = 16;
 
@@ -25,6 +27,11 @@ pub struct Request {
     pub address: u64,
     /// What was asked for, in bytes.
     pub requested: u64,
+    /// It may have been asked for with an alignment above 16 bytes: by
+    /// `posix_memalign` and its like. A hint that costs little when it is set
+    /// too often; left out wrongly, it can make a freed block of mimalloc look
+    /// alive, whose aligned blocks do not begin where its free writes.
+    pub over_aligned: bool,
 }
 
 /// What a round has read.
@@ -55,7 +62,7 @@ pub fn first_reads(
         blocks,
         budget,
         |block| places(block.address, block.requested),
-        |pages, block| first_read(pages, block.allocator, block.address, block.requested),
+        first_read,
         |result| result.as_ref().err().copied(),
     )
 }
@@ -157,10 +164,14 @@ fn places(address: u64, requested: u64) -> Vec<u64> {
 /// When it cannot be read, or is not what it should be.
 pub fn first_read(
     pages: &mut Pages<'_>,
-    allocator: Allocator,
-    address: u64,
-    requested: u64,
+    block: &Request,
 ) -> Result<FirstRead, Unreadable> {
+    let Request {
+        allocator,
+        address,
+        requested,
+        over_aligned,
+    } = *block;
     if !address.is_multiple_of(8) {
         return Err(Unreadable::Misaligned);
     }
@@ -181,6 +192,9 @@ pub fn first_read(
         telling: 0,
         identifying: 0,
         marked: start.marked,
+        unlinked: over_aligned
+            && allocator == Allocator::Mimalloc
+            && address.is_multiple_of(ALIGNED),
     };
     let (values, absent) = values(pages, &first);
     first.take(&values);
@@ -228,6 +242,9 @@ fn destroyed(first: &FirstRead) -> u32 {
     let facts = first.allocator.facts();
     if facts.mark == Mark::LinkAndChunks && first.header & MMAPPED != 0 {
         return u32::MAX;
+    }
+    if first.unlinked {
+        return 0;
     }
     (1 << facts.words_destroyed(first.usable)) - 1
 }
