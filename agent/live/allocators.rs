@@ -44,7 +44,7 @@ const BUILDS: [(&str, &str, &str, &[&str], &str); 8] = [
         &["-Wl,--no-as-needed", "-l:libtcmalloc_minimal.so.4"],
         "tcmalloc",
     ),
-    ("operator_new", "c++", "leak.cc", &[], ""),
+    ("operator_new", "c++", "leak.cc", &[], "glibc"),
 ];
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -171,6 +171,13 @@ impl SmallLeak {
                         .is_some_and(|name| name.contains(kind))
             }),
             "no attached allocator {kind:?} in {allocators:?}: {about}"
+        );
+        // What only hands over to it, as libstdc++ does, is none of its own.
+        ensure!(
+            allocators
+                .iter()
+                .all(|allocator| allocator["kind"] != "c++"),
+            "{allocators:?} names an allocator that is none: {about}"
         );
         Ok(())
     }

@@ -39,6 +39,18 @@ pub struct Family {
     pub why_not: Option<String>,
 }
 
+impl Family {
+    /// Whether it is no allocator of its own: all its functions hand over to
+    /// another one, where their calls are seen. So are the operators of
+    /// libstdc++ and libc++.
+    pub fn only_hands_over(&self) -> bool {
+        self.why_not.as_deref() == Some(HANDS_OVER) && self.uncovered.is_empty()
+    }
+}
+
+/// Why a family is not probed that has no function of its own.
+const HANDS_OVER: &str = "its functions only hand over to another allocator";
+
 /// One allocator function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
@@ -255,7 +267,7 @@ impl Draft {
             .find(|uncovered| uncovered.name.contains("realloc"));
         self.family.why_not =
             if !probed(Role::Allocates) && self.handed_over.contains(&Role::Allocates) {
-                Some("its functions only hand over to another allocator".to_owned())
+                Some(HANDS_OVER.to_owned())
             } else if !probed(Role::Allocates) {
                 Some("no function that allocates was found".to_owned())
             } else if !has(Role::Frees) {

@@ -34,8 +34,12 @@ pub struct FamilyProbes {
 }
 
 /// The allocator families of a file with the instruction to probe in each
-/// function. A family is probed as a whole or not at all.
-pub(super) fn families(elf: &Elf<'_>, discovery: Discovery) -> Vec<FamilyProbes> {
+/// function. A family is probed as a whole or not at all. One that only hands
+/// over to another is none: its calls are seen there.
+pub(super) fn families(elf: &Elf<'_>, mut discovery: Discovery) -> Vec<FamilyProbes> {
+    discovery
+        .families
+        .retain(|family| !family.only_hands_over());
     if discovery.families.is_empty() {
         return Vec::new();
     }
