@@ -23,9 +23,10 @@ pub(super) fn detection_limit(
 ) -> Result<f64, String> {
     let least = settings.least_observed.as_secs_f64();
     if process.span() < least {
+        // Rounded down: 2.98 s must not read as the 3 s that are needed.
+        let seen = (process.span() * 10.0).floor() / 10.0;
         return Err(format!(
-            "observed for {:.1} s; a verdict needs at least {least:.0} s",
-            process.span()
+            "observed for {seen:.1} s; a verdict needs at least {least:.0} s: watch longer by --for"
         ));
     }
     if process.observations < super::LEAST_OBSERVATIONS {
@@ -39,4 +40,29 @@ pub(super) fn detection_limit(
     let members = f64::from(settings.least_members);
     let needed = 1.2 * (members + super::estimate::Z * members.sqrt() + 1.0);
     Ok((needed * per_sample / process.span()).max(1.2 * settings.least_rate))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Ledger, Observation};
+    use std::time::Duration;
+
+    /// A run that is asked to last 3 s observes a little less.
+    #[test]
+    fn a_run_that_is_just_too_short_does_not_contradict_itself() {
+        let mut ledger = Ledger::default();
+        for at in [0.0, 1.0, 2.0, 2.98] {
+            ledger.observe(Observation {
+                at: Duration::from_secs_f64(at),
+                ..Observation::default()
+            });
+        }
+        let process = Process::of(&ledger);
+        let why = detection_limit(&process, &Context::default(), &Settings::default()).unwrap_err();
+        assert!(
+            why.starts_with("observed for 2.9 s; a verdict needs at least 3 s"),
+            "{why}"
+        );
+    }
 }
