@@ -314,8 +314,7 @@ fn told_rightly(name: &str, path: &Path, allocator: Allocator) -> Result<()> {
 fn check(confusion: &Confusion, allocator: Allocator) -> Result<()> {
     // Of texts drawn from a few some are the same again by chance.
     for (kinds, most) in [(["pool"].as_slice(), 0.02), (&OTHERS, 0.002)] {
-        let survivors =
-            confusion.share(|kind| kinds.contains(&kind), true, &["alive", "mutated"]);
+        let survivors = confusion.share(|kind| kinds.contains(&kind), true, &["alive", "mutated"]);
         ensure!(
             survivors <= most,
             "{:.2} % of the freed blocks are called alive",
@@ -409,7 +408,11 @@ fn marks_are_right(
         if block.usable <= limit {
             let words = facts.words_destroyed(block.usable);
             should += words;
-            destroyed += changed.iter().take(words).filter(|changed| **changed).count();
+            destroyed += changed
+                .iter()
+                .take(words)
+                .filter(|changed| **changed)
+                .count();
             beyond += usize::from(changed.iter().skip(words.max(2)).any(|changed| *changed));
         }
     }
@@ -418,12 +421,19 @@ fn marks_are_right(
          destroys {destroyed} are; {beyond} blocks changed beyond them"
     );
     ensure!(freed > 100, "too few blocks were freed");
-    let expected = if facts.mark == Mark::Nowhere { 0 } else { freed };
+    let expected = if facts.mark == Mark::Nowhere {
+        0
+    } else {
+        freed
+    };
     ensure!(
         f64::from(told - expected).abs() <= 0.02 * f64::from(freed),
         "of {freed} freed blocks {told} are told by their marks, by the table {expected}"
     );
-    ensure!(destroyed == should, "a free destroys less than the table says");
+    ensure!(
+        destroyed == should,
+        "a free destroys less than the table says"
+    );
     ensure!(
         facts.mark == Mark::LinkAndChunks || beyond == 0,
         "a free writes where the table says it does not"

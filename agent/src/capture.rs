@@ -202,11 +202,13 @@ impl Capture {
         self.attach_by(process, 1, self.method, &[], Probing::Windows)
     }
 
-    /// Puts the probes of a prepared target on.
+    /// Puts the probes of a prepared target on. Its counters begin at zero.
     ///
     /// # Errors
     /// What the kernel answers.
     pub fn open_window(&mut self, id: TargetId) -> Result<()> {
+        let slot = self.targets.get(&id).context("no such target")?.slot;
+        self.clear_counts(slot)?;
         let target = self.targets.get_mut(&id).context("no such target")?;
         target.open_window(&mut self.object)
     }
@@ -448,15 +450,8 @@ impl Capture {
     /// A target's counters, added up over the processors.
     pub fn counts(&self, id: TargetId) -> TargetCounts {
         let mut sum = TargetCounts::default();
-        for value in self.counts_by_processor(id) {
-            sum.allocations += value.allocations;
-            sum.allocated_bytes += value.allocated_bytes;
-            sum.frees += value.frees;
-            sum.sampled += value.sampled;
-            sum.sampled_frees += value.sampled_frees;
-            for (sum, lost) in sum.lost.iter_mut().zip(value.lost) {
-                *sum += lost;
-            }
+        for counts in self.counts_by_processor(id) {
+            sum.add(&counts);
         }
         sum
     }

@@ -70,6 +70,10 @@ pub struct InspectArgs {
     /// How long, such as 30s or 5m
     #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub duration: Duration,
+    /// How allocations are followed: in short windows (survey), all the time (trace), or all the
+    /// time where that slows the process by less than 1 % and in windows elsewhere (auto)
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub mode: ModeArg,
     /// Record one allocation per so many bytes on average, such as 64KiB; 1 records every
     /// allocation. Default: as fine as 5000 records a second allow
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
@@ -118,6 +122,17 @@ impl FailOn {
         };
         confidence >= least
     }
+}
+
+/// Values of `--mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModeArg {
+    /// Whatever tells most within the budget.
+    Auto,
+    /// In windows.
+    Survey,
+    /// All the time, whatever it costs.
+    Trace,
 }
 
 /// Values of `--attach`.

@@ -136,6 +136,8 @@ pub struct Capture {
     pub lost: BTreeMap<String, u64>,
     /// Estimated slowdown of the target.
     pub target_slowdown_percent: Option<f64>,
+    /// What was decided about probing, and why; the latest last.
+    pub decisions: Vec<Text>,
     /// Processor time of this program, in percent of one core.
     pub agent_cpu_percent: Option<f64>,
 }

@@ -17,10 +17,14 @@ use tokio::{
 
 use self::{command::Waiting, progress::Progress, report::Run, selection::Selection};
 use crate::{
-    capture::{TargetId, links::Method},
-    cli::InspectArgs,
+    capture::{
+        TargetId,
+        governor::{Budget, Wish},
+        links::Method,
+    },
+    cli::{InspectArgs, ModeArg},
     finding::Command,
-    host::{privilege, process::Process},
+    host::{pressure::Pressure, privilege, process::Process},
     investigation::{self, Account, Happening, Investigation, Sampling},
 };
 
@@ -93,8 +97,15 @@ impl<'a> Inspection<'a> {
     async fn run(mut self) -> Result<u8> {
         self.progress.phase("attaching …");
         let began = std::time::SystemTime::now();
+        let wish = self.wish();
+        if wish.is_some() {
+            self.investigation.govern(Budget::default());
+        }
         for process in std::mem::take(&mut self.selection.processes) {
-            self.follow(process, self.sampling(Sampling::ByRate), &[]);
+            match wish {
+                Some(wish) => self.survey(process, wish),
+                None => self.follow(process, self.sampling(Sampling::ByRate), &[]),
+            }
         }
         self.start_command()?;
         let run = Run::begin(began);
@@ -112,6 +123,27 @@ impl<'a> Inspection<'a> {
     fn follow(&mut self, process: Process, sampling: Sampling, upcoming: &[PathBuf]) {
         let pid = process.pid;
         if let Err(refusal) = self.investigation.follow(process, sampling, upcoming) {
+            self.selection.skip(Some(pid), &refusal.to_string());
+        }
+    }
+
+    /// What the governor is asked for; none where the user pays for tracing:
+    /// by asking for it, or for a sampling mean, or for a command's every
+    /// allocation from the first on.
+    fn wish(&self) -> Option<Wish> {
+        match self.args.mode {
+            ModeArg::Trace => None,
+            ModeArg::Auto if self.args.sample.is_some() || self.waiting.is_some() => None,
+            ModeArg::Auto => Some(Wish::Auto),
+            ModeArg::Survey => Some(Wish::Survey),
+        }
+    }
+
+    /// Starts to follow a process within the budget, or notes why that is
+    /// impossible.
+    fn survey(&mut self, process: Process, wish: Wish) {
+        let pid = process.pid;
+        if let Err(refusal) = self.investigation.survey(process, wish) {
             self.selection.skip(Some(pid), &refusal.to_string());
         }
     }
@@ -157,9 +189,12 @@ impl<'a> Inspection<'a> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut first_look = Box::pin(sleep_until(started + investigation::FIRST_LOOK));
         let mut looked = false;
+        let mut step = started;
         loop {
             tokio::select! {
+                biased;
                 () = sleep_until(deadline) => break,
+                () = sleep_until(step) => {}
                 _ = interrupt.recv() => break,
                 _ = terminate.recv() => break,
                 ready = ring.readable() => {
@@ -177,6 +212,12 @@ impl<'a> Inspection<'a> {
                     let began = Instant::now();
                     log.flush();
                     self.investigation.tick()?;
+                    if let Ok(pressure) = Pressure::of_host() {
+                        self.investigation.press(pressure.some_avg10);
+                    }
+                    for sentence in self.investigation.take_notes() {
+                        tracing::debug!("{sentence}");
+                    }
                     self.reap();
                     // Large tables are read less often.
                     ticks.reset_after(TICK.max(began.elapsed() * READING_SHARE));
@@ -184,6 +225,7 @@ impl<'a> Inspection<'a> {
                     self.progress.show(started.elapsed(), self.args.duration, self.investigation.len(), calls);
                 }
             }
+            step = Instant::now() + self.investigation.advance();
         }
         self.finish()
     }

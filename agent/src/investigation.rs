@@ -9,7 +9,9 @@
 mod account;
 mod description;
 mod fineness;
+mod governed;
 mod residence;
+mod survey;
 
 use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
@@ -20,7 +22,10 @@ pub use account::Account;
 
 use crate::{
     analysis::Settings,
-    capture::{self, Capture, Incident, TargetId, links::Method, object::Sizes, refusal::Refusal},
+    capture::{
+        self, Capture, Incident, TargetId, governor::Governor, links::Method, object::Sizes,
+        refusal::Refusal,
+    },
     finding::{self, Text},
     host::{
         kernel,
@@ -78,6 +83,7 @@ pub enum Happening {
 pub struct Investigation {
     capture: Capture,
     accounts: HashMap<TargetId, Account>,
+    governor: Option<Governor>,
     live_blocks: u32,
 }
 
@@ -93,6 +99,7 @@ impl Investigation {
         Ok(Self {
             capture: Capture::new(Sizes { live_blocks }, methods, quarantine)?,
             accounts: HashMap::new(),
+            governor: None,
             live_blocks,
         })
     }
@@ -127,7 +134,6 @@ impl Investigation {
         sampling: Sampling,
         upcoming: &[PathBuf],
     ) -> Result<(), Refusal> {
-        let pid = process.pid;
         let first = sampling.first_mean();
         if upcoming.is_empty() {
             self.capture.attach(process.clone(), first)?;
@@ -135,6 +141,13 @@ impl Investigation {
             self.capture
                 .attach_command(process.clone(), first, upcoming)?;
         }
+        self.begin(process, sampling);
+        Ok(())
+    }
+
+    /// Opens the account of a process that is a target now.
+    fn begin(&mut self, process: Process, sampling: Sampling) {
+        let pid = process.pid;
         // Where memory grows that no allocator hands out; without it, only
         // that is not told.
         if let Err(error) = self.capture.sample_faults(pid) {
@@ -143,7 +156,6 @@ impl Investigation {
         let attached = self.attached_ns(pid);
         self.accounts
             .insert(pid, Account::new(process, attached, sampling));
-        Ok(())
     }
 
     fn attached_ns(&self, id: TargetId) -> u64 {
@@ -198,6 +210,11 @@ impl Investigation {
                     }
                 }
                 Incident::Forked(child) => {
+                    if let Some(account) = self.accounts.get_mut(&id)
+                        && let Some(survey) = &mut account.survey
+                    {
+                        survey.forked();
+                    }
                     happenings.push(Happening::Forked { parent: id, child });
                 }
                 Incident::Started => happenings.push(Happening::Started(id)),
@@ -216,6 +233,10 @@ impl Investigation {
             return Ok(());
         };
         account.unfollowed += 1;
+        // Windows end by themselves when children pay for them.
+        if account.survey.is_some() || account.unprobed {
+            return Ok(());
+        }
         let fixed = !spare || self.capture.method() == Method::Perf;
         if account.unfollowed != MANY_CHILDREN || fixed {
             return Ok(());
@@ -267,6 +288,9 @@ impl Investigation {
         self.capture.detach(id);
         if let Some(account) = self.accounts.get_mut(&id) {
             account.closed = true;
+            if let Some(survey) = &mut account.survey {
+                survey.ended();
+            }
         }
     }
 
@@ -277,6 +301,7 @@ impl Investigation {
     /// When the kernel's tables cannot be read.
     pub fn tick(&mut self) -> Result<()> {
         self.capture.tick();
+        self.account_for_ourselves();
         let live = self.read()?;
         self.choose_means(live as f64 / f64::from(self.live_blocks));
         Ok(())
@@ -307,7 +332,13 @@ impl Investigation {
                 account
                     .growth
                     .faults(faults.remove(&id).unwrap_or_default());
-                account.observe(now, reading, self.capture.counts(id));
+                match &account.survey {
+                    Some(survey) if !survey.is_traced() => {
+                        let counts = survey.counts(&self.capture);
+                        account.observe_from_outside(now, counts);
+                    }
+                    _ => account.observe(now, reading, self.capture.counts(id)),
+                }
             }
         }
         Ok(live)
@@ -321,6 +352,9 @@ impl Investigation {
                 continue;
             };
             let first = current == Target::COUNT_ONLY;
+            if account.survey.is_some() || account.unprobed {
+                continue;
+            }
             let early = now.saturating_sub(account.attached_ns) < FIRST_LOOK.as_nanos() as u64;
             if account.ended || matches!(account.sampling, Sampling::Fixed(_)) || (first && early) {
                 continue;
@@ -374,6 +408,7 @@ impl Investigation {
         Some(description::describe(
             &self.capture,
             account,
+            self.governed_slowdown(id),
             settings,
             symbols,
         ))

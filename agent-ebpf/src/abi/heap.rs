@@ -207,3 +207,26 @@ pub struct TargetCounts {
     pub lost: [u64; super::loss::Loss::COUNT],
 }
 assert_size!(TargetCounts, 40 + 8 * super::loss::Loss::COUNT);
+
+impl TargetCounts {
+    /// Adds another count.
+    pub fn add(&mut self, other: &Self) {
+        self.allocations += other.allocations;
+        self.allocated_bytes += other.allocated_bytes;
+        self.frees += other.frees;
+        self.sampled += other.sampled;
+        self.sampled_frees += other.sampled_frees;
+        for (sum, lost) in self.lost.iter_mut().zip(other.lost) {
+            *sum += lost;
+        }
+    }
+
+    /// Samples that found no place in a table.
+    pub fn unrecorded(&self) -> u64 {
+        use super::loss::Loss;
+        [Loss::BlocksFull, Loss::SitesFull, Loss::ThreadsFull]
+            .iter()
+            .map(|cause| self.lost[*cause as usize])
+            .sum()
+    }
+}

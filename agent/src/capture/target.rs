@@ -217,6 +217,18 @@ impl Target {
             })
     }
 
+    /// Device and inode of the files that are probed.
+    pub fn probed_files(&self) -> Vec<(u64, u64)> {
+        self.probed
+            .iter()
+            .filter_map(|probed| probed.file.module.as_ref())
+            .map(|module| {
+                let (major, minor) = module.id.device;
+                (u64::from(major) << 32 | u64::from(minor), module.id.inode)
+            })
+            .collect()
+    }
+
     /// Whether probes are on.
     pub fn is_attached(&self) -> bool {
         self.links.iter().any(Links::is_attached)

@@ -7,7 +7,7 @@ use std::{
 
 use agent_ebpf::abi::{heap::TargetCounts, loss::Loss};
 
-use super::{Sampling, fineness::Load, residence::Growth};
+use super::{Sampling, fineness::Load, residence::Growth, survey::Survey};
 use crate::{
     capture::{Reading, TargetId},
     finding::Command,
@@ -55,6 +55,10 @@ pub struct Account {
     pub(super) closed: bool,
     /// Where its memory grew.
     pub(super) growth: Growth,
+    /// Set when the governor decides about its probes.
+    pub(super) survey: Option<Box<Survey>>,
+    /// It never gets a breakpoint.
+    pub(super) unprobed: bool,
     looked: (Instant, TargetCounts),
     load: Load,
 }
@@ -80,6 +84,8 @@ impl Account {
             descendant: false,
             closed: false,
             growth: Growth::default(),
+            survey: None,
+            unprobed: false,
             looked: (Instant::now(), TargetCounts::default()),
             load: Load::default(),
         }
@@ -89,6 +95,9 @@ impl Account {
     pub(super) fn restart(&mut self) {
         self.ledger.restart();
         self.growth = Growth::default();
+        if let Some(survey) = &mut self.survey {
+            survey.restart();
+        }
         if let Ok(process) = Process::of(self.id) {
             self.process = process;
         }
@@ -103,6 +112,23 @@ impl Account {
         self.observed = Duration::ZERO;
         self.counts = counts;
         self.looked = (Instant::now(), counts);
+    }
+
+    /// Enters what is seen of a process while no probe tells more.
+    pub(super) fn observe_from_outside(&mut self, now_ns: u64, counts: TargetCounts) {
+        self.observed = Duration::from_nanos(now_ns.saturating_sub(self.attached_ns));
+        self.counts = counts;
+        let bytes = self.anonymous_bytes();
+        if let Some(survey) = &mut self.survey {
+            survey.memory(bytes);
+        }
+    }
+
+    fn anonymous_bytes(&self) -> Option<u64> {
+        if self.ended {
+            return None;
+        }
+        process::anonymous_bytes(self.id).ok()
     }
 
     /// Enters what the kernel's tables held at `now_ns`.
@@ -137,11 +163,7 @@ impl Account {
             at: self.observed,
             sites: sites.collect(),
             live: live.collect(),
-            anonymous_bytes: if self.ended {
-                None
-            } else {
-                process::anonymous_bytes(self.id).ok()
-            },
+            anonymous_bytes: self.anonymous_bytes(),
             calls: self.every_call.then_some(Calls {
                 allocations: counts.allocations,
                 frees: counts.frees,
@@ -173,6 +195,21 @@ impl Account {
         self.load.calls_per_s
     }
 
+    /// The survey, unless it is traced now.
+    pub(super) fn surveyed(&self) -> Option<&Survey> {
+        self.survey.as_deref().filter(|survey| !survey.is_traced())
+    }
+
+    /// Whether enough blocks were seen to tell memory of its allocators from
+    /// other memory.
+    pub(super) fn knows_its_allocators(&self) -> bool {
+        const WINDOWS: u32 = 3;
+        !self.unprobed
+            && self
+                .surveyed()
+                .is_none_or(|survey| survey.windows >= WINDOWS)
+    }
+
     /// Losses that are not zero, by cause.
     pub(super) fn lost(&self) -> BTreeMap<String, u64> {
         let ours = self.ledger.losses();
@@ -191,16 +228,17 @@ impl Account {
             ])
             .filter(|(_, count)| *count > 0)
             .map(|(name, count)| (name.to_owned(), count))
+            .chain(self.survey.iter().flat_map(|survey| {
+                let losses = survey.losses().into_iter();
+                losses.map(|(cause, count)| (cause.to_owned(), count))
+            }))
             .collect()
     }
 
     /// Why no detection limit holds: too much of what was to be recorded was
     /// not.
     pub(super) fn blind(&self) -> Option<String> {
-        let lost: u64 = [Loss::BlocksFull, Loss::SitesFull, Loss::ThreadsFull]
-            .iter()
-            .filter_map(|cause| self.counts.lost.get(*cause as usize))
-            .sum();
+        let lost = self.counts.unrecorded();
         let all = self.counts.sampled + lost;
         (lost * 100 > all).then(|| {
             format!("{lost} of {all} allocations found no place in the tables: sample more coarsely by --sample")

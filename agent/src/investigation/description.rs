@@ -1,6 +1,9 @@
 //! From an account to the document's view of a process.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use super::account::Account;
 use crate::{
@@ -21,6 +24,7 @@ use agent_ebpf::abi::{heap::TaskIdRecipe, stack::StackEnd};
 pub(super) fn describe(
     capture: &Capture,
     account: &Account,
+    slowdown_percent: Option<f64>,
     settings: &Settings,
     symbols: &mut Symbols,
 ) -> Process {
@@ -28,6 +32,7 @@ pub(super) fn describe(
     let target = capture.target(account.id);
     let empty = AddressSpace::default();
     let space = target.map_or(&empty, |target| &target.space);
+    let surveyed = account.surveyed();
     let exe = process::exe_path(who);
     let identity = Identity {
         pid: who.pid,
@@ -38,32 +43,46 @@ pub(super) fn describe(
             .unwrap_or_default(),
     };
     let context = Context {
-        sampling_mean: account.coarsest,
+        sampling_mean: surveyed.map_or(account.coarsest, |survey| survey.coarsest),
         limit: process::memory_limit(who).map(|(used_bytes, limit_bytes)| MemoryLimit {
             limit_bytes,
             used_bytes,
         }),
     };
-    let residence = account.growth.residence(who, space);
+    let residence = account
+        .growth
+        .residence(who, space, account.knows_its_allocators());
     let of_faults = residence.stacks.iter().map(|faults| faults.stack);
-    let stacks: BTreeMap<StackId, analysis::Stack> = account
-        .ledger
-        .stacks()
+    let of_blocks = surveyed.map_or_else(
+        || account.ledger.stacks(),
+        |survey| survey.survivors.stacks(),
+    );
+    let stacks: BTreeMap<StackId, analysis::Stack> = of_blocks
         .into_iter()
         .chain(of_faults)
         .filter_map(|id| Some((id, resolve(capture.stack(id.0)?, space, symbols))))
         .collect();
-    let outcome = analysis::findings(
-        &account.ledger,
-        &residence,
-        &stacks,
-        &identity,
-        &context,
-        settings,
-    );
+    let outcome = match surveyed {
+        Some(survey) => analysis::survey::findings(
+            &survey.survivors,
+            &residence,
+            &stacks,
+            &identity,
+            &context,
+            settings,
+        ),
+        None => analysis::findings(
+            &account.ledger,
+            &residence,
+            &stacks,
+            &identity,
+            &context,
+            settings,
+        ),
+    };
     let mut findings = outcome.findings;
     let mut not_leaks = outcome.not_leaks;
-    let ids_agree = task_ids_agree(account, &stacks);
+    let ids_agree = surveyed.is_some() || task_ids_agree(account, &stacks);
     if !ids_agree {
         findings
             .iter_mut()
@@ -75,7 +94,7 @@ pub(super) fn describe(
         .chain(&mut not_leaks)
         .for_each(name_tasks);
     let (detection_limit_bytes_per_s, why_not) =
-        match account.blind().map_or(outcome.detection_limit, Err) {
+        match blind(account).map_or(outcome.detection_limit, Err) {
             Ok(limit) => (Some(limit), None),
             Err(why) => (None, Some(Text::sentence(why))),
         };
@@ -94,17 +113,7 @@ pub(super) fn describe(
         allocators: target
             .map(|target| target.allocators.iter().map(allocator).collect())
             .unwrap_or_default(),
-        capture: finding::Capture {
-            mode: "trace",
-            windows: 1,
-            open_s: account.observed.as_secs_f64(),
-            sampling_mean_bytes: account.coarsest,
-            allocations: account.counts.allocations,
-            sampled: account.counts.sampled,
-            lost: lost(capture, account),
-            target_slowdown_percent: account.slowdown_percent(),
-            agent_cpu_percent: None,
-        },
+        capture: measured(capture, account, slowdown_percent),
         detection_limit_bytes_per_s,
         why_not,
         rss: outcome.rss,
@@ -115,6 +124,47 @@ pub(super) fn describe(
         findings,
         not_leaks,
         sites: outcome.sites,
+    }
+}
+
+/// What was measured, and what was lost.
+fn measured(
+    capture: &Capture,
+    account: &Account,
+    slowdown_percent: Option<f64>,
+) -> finding::Capture {
+    let (mode, windows, open, mean) = match account.surveyed() {
+        Some(survey) => ("survey", survey.windows, survey.open_time, survey.coarsest),
+        None if account.unprobed => ("watch", 0, Duration::ZERO, 0),
+        None => ("trace", 1, account.observed, account.coarsest),
+    };
+    finding::Capture {
+        mode,
+        windows,
+        open_s: open.as_secs_f64(),
+        sampling_mean_bytes: mean,
+        allocations: account.counts.allocations,
+        sampled: account.counts.sampled,
+        lost: lost(capture, account),
+        target_slowdown_percent: slowdown_percent.or_else(|| account.slowdown_percent()),
+        agent_cpu_percent: None,
+        decisions: account
+            .survey
+            .iter()
+            .flat_map(|survey| &survey.decisions)
+            .map(Text::sentence)
+            .collect(),
+    }
+}
+
+/// Why nothing can be said about leaks that were not seen.
+fn blind(account: &Account) -> Option<String> {
+    if account.unprobed {
+        return Some("no probe was set: the mode is watch".to_owned());
+    }
+    match account.surveyed() {
+        Some(survey) => survey.refused.clone(),
+        None => account.blind(),
     }
 }
 

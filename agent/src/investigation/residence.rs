@@ -73,7 +73,13 @@ impl Growth {
     }
 
     /// What analysis needs to know of them.
-    pub(super) fn residence(&self, process: &Process, space: &AddressSpace) -> Residence {
+    /// `known`: memory in which no block was seen belongs to no allocator.
+    pub(super) fn residence(
+        &self,
+        process: &Process,
+        space: &AddressSpace,
+        known: bool,
+    ) -> Residence {
         let faults = self.largest();
         if faults.is_empty() {
             return Residence::default();
@@ -94,7 +100,10 @@ impl Growth {
                 .map(|faults| FaultStack {
                     stack: StackId(faults.stack),
                     recorded: faults.recorded,
-                    region: self.region(faults.address, &mappings),
+                    region: match self.region(faults.address, &mappings) {
+                        Region::Anonymous if !known => Region::Unknown,
+                        region => region,
+                    },
                 })
                 .collect(),
             runtime,

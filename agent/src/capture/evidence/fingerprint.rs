@@ -228,9 +228,9 @@ impl FirstRead {
 
     /// Words that pass.
     fn mask(&self, pass: impl Fn(&u32) -> bool) -> u32 {
-        (0..)
-            .zip(&self.words)
-            .fold(0, |mask, (index, word)| mask | u32::from(pass(word)) << index)
+        (0..).zip(&self.words).fold(0, |mask, (index, word)| {
+            mask | u32::from(pass(word)) << index
+        })
     }
 
     fn telling_words(&self) -> impl Iterator<Item = u32> + '_ {
@@ -256,7 +256,10 @@ pub(super) fn offsets(requested: u64, usable: u64) -> [Option<u64>; PROBES] {
             .chain(large(words).filter(|_| words > inside)),
     );
     let tail = (0..slack).map(|from_end| usable / 8 - 1 - from_end);
-    for (slot, word) in offsets.iter_mut().zip(head.take(inside as usize).chain(tail)) {
+    for (slot, word) in offsets
+        .iter_mut()
+        .zip(head.take(inside as usize).chain(tail))
+    {
         *slot = Some(word * 8);
     }
     offsets
@@ -287,7 +290,11 @@ pub(super) fn is_telling(value: u64) -> bool {
     let bytes = value.to_ne_bytes();
     let mut kinds = bytes;
     kinds.sort_unstable();
-    kinds.windows(2).filter(|pair| pair.first() != pair.last()).count() >= 2
+    kinds
+        .windows(2)
+        .filter(|pair| pair.first() != pair.last())
+        .count()
+        >= 2
 }
 
 /// A hash under a key of this run, so that it tells nothing about the value.

@@ -162,10 +162,7 @@ fn places(address: u64, requested: u64) -> Vec<u64> {
 ///
 /// # Errors
 /// When it cannot be read, or is not what it should be.
-pub fn first_read(
-    pages: &mut Pages<'_>,
-    block: &Request,
-) -> Result<FirstRead, Unreadable> {
+pub fn first_read(pages: &mut Pages<'_>, block: &Request) -> Result<FirstRead, Unreadable> {
     let Request {
         allocator,
         address,

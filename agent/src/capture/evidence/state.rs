@@ -81,7 +81,9 @@ pub(super) fn now(pages: &mut Pages<'_>, first: &FirstRead, same: u32) -> Result
     match facts.mark {
         Mark::LinkAndChunks => glibc::now(pages, first, same),
         Mark::Header => musl::now(pages, first),
-        Mark::Link if first.usable <= facts.link_limit && !first.unlinked => link(pages, first, same),
+        Mark::Link if first.usable <= facts.link_limit && !first.unlinked => {
+            link(pages, first, same)
+        }
         Mark::Link | Mark::Nowhere => Ok(State::Untold { touched: false }),
     }
 }

@@ -1,0 +1,220 @@
+//! Processes under the governor: surveyed in windows, or traced while that is
+//! affordable.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::{Account, Investigation, Sampling, survey, survey::Step, survey::Survey};
+use crate::{
+    capture::{
+        TargetId,
+        governor::{Budget, Governor, Profile, Wish, costs::measure},
+        refusal::Refusal,
+    },
+    finding::Text,
+    host::{cpu_clock::CpuClock, process::Process},
+};
+
+/// When nothing is due, the next look.
+const IDLE: Duration = Duration::from_secs(1);
+
+impl Investigation {
+    /// Measures what probing costs here, and limits it from now on. To be
+    /// called before anything is followed.
+    pub fn govern(&mut self, budget: Budget) {
+        let costs = measure::measure(&mut self.capture);
+        self.governor = Some(Governor::new(budget, costs, survey::now()));
+    }
+
+    /// Other limits.
+    pub fn set_budget(&mut self, budget: Budget) {
+        if let Some(governor) = &mut self.governor {
+            governor.set_budget(budget);
+        }
+    }
+
+    /// Starts to follow a process within the budget: in windows, or all the
+    /// time where `wish` and its allocation rate allow that.
+    ///
+    /// # Errors
+    /// Why it cannot be followed.
+    pub fn survey(&mut self, process: Process, wish: Wish) -> Result<(), Refusal> {
+        let pid = process.pid;
+        self.prepare(process.clone())?;
+        let other = |why: String| Refusal::Other(why);
+        let files = self
+            .capture
+            .target(pid)
+            .map(|target| target.probed_files())
+            .unwrap_or_default();
+        let survey = Survey::new(&process);
+        let profile = Profile {
+            wish,
+            cgroup: Text::name(&process.cgroup).as_str().to_owned(),
+            files,
+            ..Profile::default()
+        };
+        let governor = self
+            .governor
+            .as_mut()
+            .ok_or_else(|| other("there is no budget for windows".to_owned()))?;
+        let admitted = governor.admit(pid, profile, survey::now(), survey.cpu());
+        if let Err(why) = admitted {
+            self.release(pid);
+            return Err(other(why));
+        }
+        if let Some(account) = self.accounts.get_mut(&pid) {
+            account.survey = Some(Box::new(survey));
+        }
+        Ok(())
+    }
+
+    /// Starts to look at a process without ever setting a breakpoint.
+    ///
+    /// # Errors
+    /// Why it cannot be looked at.
+    pub fn observe(&mut self, process: Process) -> Result<(), Refusal> {
+        let pid = process.pid;
+        self.prepare(process)?;
+        if let Some(account) = self.accounts.get_mut(&pid) {
+            account.unprobed = true;
+        }
+        Ok(())
+    }
+
+    fn prepare(&mut self, process: Process) -> Result<(), Refusal> {
+        self.capture.prepare(process.clone())?;
+        self.begin(process, Sampling::ByRate);
+        Ok(())
+    }
+
+    /// Does what is due in windows. Returns after how long it is to be called
+    /// again; earlier does no harm.
+    pub fn advance(&mut self) -> Duration {
+        let Some(governor) = &mut self.governor else {
+            return IDLE;
+        };
+        let ids: Vec<TargetId> = self.accounts.keys().copied().collect();
+        for id in ids {
+            let Some(account) = self.accounts.get_mut(&id).filter(|account| !account.ended) else {
+                continue;
+            };
+            let Some(mut survey) = account.survey.take() else {
+                continue;
+            };
+            let step = survey.advance(&account.process, &mut self.capture, governor);
+            for address in survey.take_addresses() {
+                account.growth.block(address);
+            }
+            match step {
+                Step::Nothing => {}
+                Step::Traced(mean) => account.trace(mean),
+                Step::Resampled(mean) => account.coarsest = account.coarsest.max(mean),
+                Step::Untraced => account.untrace(),
+            }
+            account.survey = Some(survey);
+        }
+        let now = survey::now();
+        self.accounts
+            .values()
+            .filter(|account| !account.ended)
+            .filter_map(|account| Some(account.survey.as_ref()?.next))
+            .min()
+            .map_or(IDLE, |next| next.saturating_sub(now).min(IDLE))
+    }
+
+    /// Tells the governor how the host and we ourselves are, once a second.
+    pub(super) fn account_for_ourselves(&mut self) {
+        if let (Some(governor), Ok(cpu)) = (&mut self.governor, CpuClock::OURS.read()) {
+            governor.account_for(survey::now(), cpu);
+        }
+    }
+
+    /// Enters the host's memory pressure, `some avg10` in percent: when it is
+    /// high, probes come off until it is over.
+    pub fn press(&mut self, percent: f64) {
+        if let Some(governor) = &mut self.governor {
+            let held = governor.press(survey::now(), percent);
+            if held {
+                for account in self.accounts.values_mut() {
+                    if let Some(survey) = &mut account.survey {
+                        survey.next = Duration::ZERO;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Time until a process meets its memory limit: the nearer, the later it
+    /// is given up.
+    pub fn rank(&mut self, id: TargetId, time_to_limit: Option<Duration>) {
+        if let Some(governor) = &mut self.governor {
+            governor.rank(id, time_to_limit);
+        }
+    }
+
+    /// What was decided since the last call, in sentences.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        let Some(governor) = &mut self.governor else {
+            return Vec::new();
+        };
+        let (notes, dropped) = governor.take_notes();
+        let mut sentences: Vec<String> = notes
+            .into_iter()
+            .map(|note| match note.target {
+                Some(pid) => format!("process {pid}: {}", note.sentence),
+                None => note.sentence,
+            })
+            .collect();
+        if dropped > 0 {
+            sentences.push(format!("{dropped} decisions more were not noted"));
+        }
+        sentences
+    }
+
+    /// Average slowdown of a process under the governor, in percent.
+    pub(super) fn governed_slowdown(&self, id: TargetId) -> Option<f64> {
+        Some(self.governor.as_ref()?.standing(id)?.slowdown_percent)
+    }
+
+    /// Follows a process no more.
+    pub fn release(&mut self, id: TargetId) {
+        self.accounts.remove(&id);
+        self.capture.forget(id);
+        if let Some(governor) = &mut self.governor {
+            governor.forget(id);
+        }
+    }
+
+    /// Takes all probes off.
+    pub fn detach_all(&mut self) {
+        for id in self.accounts.keys() {
+            self.capture.detach(*id);
+        }
+    }
+
+    /// Has new programs told, as [`super::Happening::Started`].
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn announce_programs(&self) -> Result<()> {
+        self.capture
+            .announce_programs()
+            .context("new programs are only found by looking for them")
+    }
+}
+
+impl Account {
+    /// All allocations are followed from now on.
+    fn trace(&mut self, mean: u64) {
+        self.sampling = Sampling::Fixed(mean);
+        self.coarsest = mean;
+        self.begin_again(crate::host::kernel::monotonic_ns(), Default::default());
+    }
+
+    /// They are not any more: what they showed is out of date.
+    fn untrace(&mut self) {
+        self.begin_again(crate::host::kernel::monotonic_ns(), Default::default());
+    }
+}
