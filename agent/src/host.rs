@@ -6,10 +6,15 @@
 pub mod arguments;
 pub mod btf;
 pub mod cpu_clock;
+pub mod cgroup;
+pub mod counting;
 pub mod kernel;
 pub mod mapping;
+pub mod meminfo;
 pub mod memory;
 pub mod module;
+pub mod population;
+pub mod pressure;
 pub mod privilege;
 pub mod process;
 pub mod quarantine;

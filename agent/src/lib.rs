@@ -27,3 +27,4 @@ pub mod output;
 pub mod symbols;
 pub mod tokio_rt;
 pub mod unwind;
+pub mod watch;

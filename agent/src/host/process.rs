@@ -181,7 +181,7 @@ pub fn threads(pid: u32) -> Vec<u32> {
 
 /// Path of the unified hierarchy (`0::`), else of systemd's own, else of the
 /// memory controller's.
-fn cgroup_path(text: &[u8]) -> Vec<u8> {
+pub(super) fn cgroup_path(text: &[u8]) -> Vec<u8> {
     let mut best: (u8, Vec<u8>) = (0, Vec::new());
     for entry in text.split(|byte| *byte == b'\n') {
         let mut parts = entry.splitn(3, |byte| *byte == b':');
@@ -202,7 +202,7 @@ fn cgroup_path(text: &[u8]) -> Vec<u8> {
     best.1
 }
 
-fn unit(cgroup: &[u8]) -> Option<String> {
+pub(super) fn unit(cgroup: &[u8]) -> Option<String> {
     const KINDS: [&str; 3] = [".service", ".scope", ".socket"];
     let path = std::str::from_utf8(cgroup).ok()?;
     path.rsplit('/')
@@ -210,7 +210,7 @@ fn unit(cgroup: &[u8]) -> Option<String> {
         .map(str::to_owned)
 }
 
-fn container_id(cgroup: &[u8]) -> Option<String> {
+pub(super) fn container_id(cgroup: &[u8]) -> Option<String> {
     let path = std::str::from_utf8(cgroup).ok()?;
     path.rsplit(['/', '-', ':', '.'])
         .find(|part| part.len() == 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))

@@ -1,0 +1,242 @@
+//! The processes that are watched.
+
+use std::{collections::HashMap, io, time::Duration};
+
+use crate::host::population::{Identity, Meter, Pages, Stat};
+
+use super::{
+    history::{self, History},
+    settings::Settings,
+    suspect::Mark,
+    sweep::Sweep,
+};
+
+/// All entries, by process id.
+#[derive(Debug)]
+pub(super) struct Table {
+    processes: HashMap<u32, Watched>,
+    /// Meters that are kept open.
+    files: usize,
+    coarse_limit: usize,
+    ticks_per_s: f64,
+    /// Number of the present sweep.
+    sweep: u64,
+}
+
+/// One entry: a process, a kernel thread or a zombie.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pub(super) identity: Identity,
+    /// `None` when there are too many open files.
+    meter: Option<Meter>,
+    pub(super) threads: u32,
+    /// `None` for what has no memory: kernel threads and zombies.
+    pub(super) history: Option<History>,
+    /// Anonymous pages in memory, and in swap.
+    pub(super) resident: u64,
+    pub(super) swapped: u64,
+    seen: u64,
+    pub(super) mark: Option<Box<Mark>>,
+}
+
+/// Why a process was not read.
+pub(super) enum Miss {
+    Vanished,
+    Unreadable,
+}
+
+impl From<io::Error> for Miss {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) {
+            Self::Vanished
+        } else {
+            Self::Unreadable
+        }
+    }
+}
+
+impl Table {
+    pub(super) fn new() -> Self {
+        // SAFETY: takes no pointers.
+        let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+        Self {
+            processes: HashMap::new(),
+            files: 0,
+            coarse_limit: history::COARSE,
+            ticks_per_s: if ticks > 0 { ticks as f64 } else { 100.0 },
+            sweep: 0,
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.processes.clear();
+        self.files = 0;
+    }
+
+    /// A new sweep begins: what it does not see until [`Self::bury`] is gone.
+    pub(super) fn begin(&mut self) {
+        self.sweep += 1;
+    }
+
+    pub(super) fn get(&self, identity: Identity) -> Option<&Watched> {
+        self.processes
+            .get(&identity.pid)
+            .filter(|process| process.identity == identity)
+    }
+
+    pub(super) fn get_mut(&mut self, pid: u32) -> Option<&mut Watched> {
+        self.processes.get_mut(&pid)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Watched> {
+        self.processes.values()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        let histories: usize = self
+            .iter()
+            .filter_map(|process| process.history.as_ref())
+            .map(|history| history.bytes() - size_of::<History>())
+            .sum();
+        histories + self.processes.capacity() * (size_of::<(u32, Watched)>() + 1)
+    }
+
+    pub(super) fn coarse_limit(&self) -> usize {
+        self.coarse_limit
+    }
+
+    /// An empty history for a process that has just begun, or runs another
+    /// program.
+    pub(super) fn new_history(&self, settings: &Settings, age: Duration) -> History {
+        let settle = settings.settle.saturating_sub(age).as_secs_f64();
+        let samples = (settle / settings.interval.as_secs_f64()).ceil() as u64;
+        History::new(samples, self.coarse_limit)
+    }
+
+    /// Reads a process, which is entered if it is not known. `None`: there is
+    /// no room for it.
+    pub(super) fn visit(
+        &mut self,
+        pid: u32,
+        uptime: Duration,
+        settings: &Settings,
+        sweep: &mut Sweep,
+    ) -> Result<Option<(&mut Watched, Pages)>, Miss> {
+        let known = match self.processes.get(&pid) {
+            Some(process) => process.read()?,
+            None => None,
+        };
+        let pages = match known {
+            Some(pages) => pages,
+            None => match self.meet(pid, uptime, settings, sweep)? {
+                Some(pages) => pages,
+                None => return Ok(None),
+            },
+        };
+        let mut process = self.processes.get_mut(&pid);
+        if let Some(process) = &mut process {
+            process.seen = self.sweep;
+        }
+        Ok(process.map(|process| (process, pages)))
+    }
+
+    /// Enters a process that is not in the table, or whose id is used anew.
+    fn meet(
+        &mut self,
+        pid: u32,
+        uptime: Duration,
+        settings: &Settings,
+        sweep: &mut Sweep,
+    ) -> Result<Option<Pages>, Miss> {
+        if let Some(former) = self.processes.remove(&pid) {
+            self.lower(former, sweep);
+        }
+        if self.processes.len() >= settings.max_processes {
+            sweep.skipped.over_bound += 1;
+            return Ok(None);
+        }
+        let meter = Meter::open(pid)?;
+        let stat = Stat::of(pid)?;
+        // Read last: if it still answers, `stat` was of the same process.
+        let pages = meter.read()?;
+        let alive = pages.size > 0 && !stat.kernel_thread && !stat.zombie;
+        let history = alive.then(|| {
+            let start = stat.identity.start_time as f64 / self.ticks_per_s;
+            let start = Duration::try_from_secs_f64(start).unwrap_or_default();
+            self.new_history(settings, uptime.saturating_sub(start))
+        });
+        if alive {
+            sweep.born.push(stat.identity);
+        }
+        let keep = self.files < settings.max_files;
+        self.files += usize::from(keep);
+        self.processes.insert(
+            pid,
+            Watched {
+                identity: stat.identity,
+                meter: keep.then_some(meter),
+                threads: stat.threads,
+                history,
+                resident: 0,
+                swapped: 0,
+                seen: self.sweep,
+                mark: None,
+            },
+        );
+        Ok(Some(pages))
+    }
+
+    /// Removes what this sweep did not see.
+    pub(super) fn bury(&mut self, sweep: &mut Sweep) {
+        let present = self.sweep;
+        let gone: Vec<Watched> = self
+            .processes
+            .extract_if(|_, process| process.seen != present)
+            .map(|(_, process)| process)
+            .collect();
+        for process in gone {
+            self.lower(process, sweep);
+        }
+    }
+
+    /// Accounts for an entry that has been removed.
+    fn lower(&mut self, process: Watched, sweep: &mut Sweep) {
+        self.files -= usize::from(process.meter.is_some());
+        if process.history.is_some() {
+            sweep.gone.push(process.identity);
+        }
+    }
+
+    /// Keeps all histories together below their bound.
+    pub(super) fn fit(&mut self, bytes: usize) {
+        // In powers of two, so that a coming and going process moves nothing.
+        let processes = self.processes.len().next_power_of_two();
+        let limit = history::coarse_limit(bytes, processes);
+        if limit != self.coarse_limit {
+            self.coarse_limit = limit;
+            for process in self.processes.values_mut() {
+                if let Some(history) = &mut process.history {
+                    history.limit_coarse(limit);
+                }
+            }
+        }
+    }
+}
+
+impl Watched {
+    /// Its sizes; `None` when its id belongs to another process now.
+    fn read(&self) -> Result<Option<Pages>, Miss> {
+        if let Some(meter) = &self.meter {
+            return match meter.read() {
+                Ok(pages) => Ok(Some(pages)),
+                // The id is listed, so somebody else has it, or soon nobody.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+                Err(error) => Err(error.into()),
+            };
+        }
+        let meter = Meter::open(self.identity.pid)?;
+        let same = Stat::of(self.identity.pid)?.identity == self.identity;
+        let pages = meter.read()?;
+        Ok(same.then_some(pages))
+    }
+}
