@@ -1,7 +1,10 @@
 //! What watching costs and what it finds: `cargo xtask bench`, or this
-//! program with `histories [PROCESS-DAYS]` or `sweep [PROCESSES]`.
+//! program with `histories [PROCESS-DAYS]` (of each family) or
+//! `sweep [PROCESSES]`.
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
 
+#[path = "watch/crowd.rs"]
+mod crowd;
 #[path = "watch/healthy.rs"]
 mod healthy;
 #[path = "watch/random.rs"]
@@ -9,20 +12,86 @@ mod random;
 #[path = "watch/replay.rs"]
 mod replay;
 
-use std::time::Instant;
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use lingerscope::watch::Settings;
 
 use self::{
+    crowd::Crowd,
     healthy::Family,
     replay::{Noise, Tally},
 };
 
-fn main() {
+/// Process-days of each family unless told otherwise.
+const DAYS: f64 = 300.0;
+/// Processes that the bar of the watch is told for.
+const PROCESSES: usize = 1000;
+
+fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).filter(|word| word != "--bench");
     let what = arguments.next();
-    let number = arguments.next().and_then(|word| word.parse().ok());
-    if what.as_deref().is_none_or(|what| what == "histories") {
-        histories(number.unwrap_or(2000.0));
+    if what.as_deref() == Some(crowd::MOVER) {
+        crowd::mover();
     }
+    let number: Option<usize> = arguments.next().and_then(|word| word.parse().ok());
+    let wanted = |name| what.as_deref().is_none_or(|what| what == name);
+    if wanted("sweep")
+        && let Err(error) = sweep(number.unwrap_or(PROCESSES))
+    {
+        complain(&error);
+        return ExitCode::FAILURE;
+    }
+    if wanted("histories") {
+        histories(number.map_or(DAYS, |days| days as f64));
+    }
+    ExitCode::SUCCESS
+}
+
+#[expect(clippy::print_stderr, reason = "a command line tool for developers")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("bench: {error:#}");
+}
+
+fn sweep(processes: usize) -> Result<()> {
+    let settings = Settings {
+        interval: Duration::from_secs(1),
+        ..Settings::default()
+    };
+    let no_files = Settings {
+        max_files: 0,
+        ..settings
+    };
+    println!(
+        "Processor time of a sweep over {processes} processes of the bench and what else runs:"
+    );
+    println!(
+        "  {:<28} {:>6} {:>6} {:>10} {:>10} {:>10} {:>16} {:>10}",
+        "", "read", "moved", "first", "median", "most", "core at 10 s", "memory"
+    );
+    for (movers, settings, name) in [
+        (0, &settings, "all sleep"),
+        (processes / 10, &settings, "a tenth moves"),
+        (processes / 2, &settings, "half move"),
+        (0, &no_files, "all sleep, no files kept"),
+    ] {
+        let _crowd = Crowd::start(processes, movers)?;
+        let cost = crowd::measure(settings)?;
+        println!(
+            "  {name:<28} {:>6} {:>6} {:>7.2} ms {:>7.2} ms {:>7.2} ms {:>14.3} % {:>6} KiB",
+            cost.read,
+            cost.moved,
+            cost.first.as_secs_f64() * 1e3,
+            cost.median.as_secs_f64() * 1e3,
+            cost.most.as_secs_f64() * 1e3,
+            cost.percent(),
+            cost.bytes / 1024
+        );
+    }
+    Ok(())
 }
 
 fn histories(days: f64) {

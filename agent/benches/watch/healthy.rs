@@ -1,6 +1,6 @@
 //! Memory of healthy programs over time, invented.
 
-use crate::random::{Random, Wander};
+use super::random::{Random, Wander};
 
 const MIB: f64 = 1048576.0;
 /// Seconds from one sample to the next.
@@ -11,9 +11,9 @@ pub(crate) const INTERVAL: f64 = 10.0;
 pub(crate) enum Family {
     /// A straight or bent rise of 5 to 180 s, then flat; ends after hours.
     StartUp,
-    /// An exponential approach in 1 to 15 min.
+    /// An exponential approach, time constant 1 to 10 min.
     WarmUp,
-    /// Rises evenly and falls, every 20 s to 3 h; no two teeth are alike.
+    /// Rises evenly and falls, every 20 s to 8 min; no two teeth are alike.
     Sawtooth,
     /// A day's wave with the noise of traffic.
     Daily,
@@ -23,7 +23,7 @@ pub(crate) enum Family {
     Steps,
     /// Wanders and comes back.
     Wandering,
-    /// A cache that fills, time constant 2 to 30 min, filling with traffic.
+    /// A cache that fills, time constant 2 to 15 min, filling with traffic.
     Cache,
     /// Fragmentation: grows with the logarithm of time.
     Creep,
@@ -121,7 +121,7 @@ impl Life {
         let long = r.magnitude(3600.0, 4.0 * 86_400.0);
         let parts = match family {
             Family::StartUp => Vec::new(),
-            Family::WarmUp => vec![approach(base, (60.0, 900.0), false, r)],
+            Family::WarmUp => vec![approach(base, (60.0, 600.0), false, r)],
             Family::Sawtooth => vec![tooth(base, r)],
             Family::Daily => vec![wave(base, r)],
             Family::Bursts => vec![burst(base, r)],
@@ -133,10 +133,10 @@ impl Life {
                     walk: Wander::new(time / INTERVAL, r),
                 }]
             }
-            Family::Cache => vec![approach(base, (120.0, 1800.0), false, r)],
+            Family::Cache => vec![approach(base, (120.0, 900.0), false, r)],
             Family::Creep => vec![Part::Log {
                 size: base * r.magnitude(0.005, 0.05),
-                time: r.magnitude(30.0, 3600.0),
+                time: r.magnitude(30.0, 600.0),
             }],
             Family::Mixed => vec![wave(base, r), tooth(base, r), burst(base, r)],
             Family::LongFill => {
@@ -188,7 +188,7 @@ fn approach(base: f64, (low, high): (f64, f64), straight: bool, r: &mut Random) 
         time: r.magnitude(low, high),
         straight,
         traffic: Wander::new(r.magnitude(1.0, 60.0), r),
-        spread: r.magnitude(0.05, 0.5),
+        spread: r.magnitude(0.05, 0.4),
         done: 0.0,
     }
 }
@@ -197,7 +197,7 @@ fn tooth(base: f64, r: &mut Random) -> Part {
     let size = base * r.magnitude(0.05, 2.0);
     Part::Tooth {
         size,
-        period: r.magnitude(20.0, 10_800.0),
+        period: r.magnitude(20.0, 480.0),
         spread: r.between(0.02, 0.2),
         at: 0.0,
         height: size,

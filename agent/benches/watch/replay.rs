@@ -8,7 +8,7 @@ use lingerscope::watch::{
     judgement::{Judge, PAGE},
 };
 
-use crate::{
+use super::{
     healthy::{Family, INTERVAL, Life},
     random::{Random, Wander},
 };
@@ -23,6 +23,8 @@ pub(crate) struct Tally {
     /// Suspects of each resolution.
     pub(crate) fast: u32,
     pub(crate) slow: u32,
+    /// Those that were urgent, which are not among the others.
+    pub(crate) urgent: u32,
     /// Processes.
     pub(crate) lives: u32,
 }
@@ -36,6 +38,7 @@ impl Tally {
         self.days += other.days;
         self.fast += other.fast;
         self.slow += other.slow;
+        self.urgent += other.urgent;
         self.lives += other.lives;
     }
 
@@ -58,13 +61,14 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:>9.0} process-days {:>7} lives {:>4} fast {:>4} slow   {:.1e} a process-day (at most {:.1e})",
+            "{:>9.0} process-days {:>7} lives {:>4} fast {:>4} slow: {:.1e} a process-day (at most {:.1e}); {:>4} urgent",
             self.days,
             self.lives,
             self.fast,
             self.slow,
             f64::from(self.suspects()) / self.days.max(1e-9),
-            self.upper()
+            self.upper(),
+            self.urgent
         )
     }
 }
@@ -112,6 +116,7 @@ pub(crate) fn healthy(family: Family, days: f64, seed: u64) -> Tally {
         while !life.is_over() {
             if let Some(growth) = judged.next(life.next()) {
                 match growth.resolution {
+                    _ if growth.urgent => tally.urgent += 1,
                     Resolution::Fast => tally.fast += 1,
                     Resolution::Slow => tally.slow += 1,
                 }

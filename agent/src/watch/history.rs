@@ -33,6 +33,8 @@ pub struct History {
     lowest: u32,
     gathered: u16,
     coarse_limit: u16,
+    /// Times that it began anew.
+    explained: u8,
 }
 
 impl History {
@@ -48,6 +50,7 @@ impl History {
             coarse: VecDeque::new(),
             samples: 0,
             last: 0,
+            explained: 0,
         }
     }
 
@@ -102,6 +105,7 @@ impl History {
     /// No window begins before now any more: what was has been explained.
     pub fn begin_anew(&mut self) {
         self.not_before = self.samples;
+        self.explained = self.explained.saturating_add(1);
     }
 
     /// Changes the length of the coarse ring, dropping the oldest points.
@@ -112,6 +116,11 @@ impl History {
             self.coarse.shrink_to(limit);
         }
         self.coarse_limit = limit as u16;
+    }
+
+    /// How often [`Self::begin_anew`] was called.
+    pub fn explained(&self) -> u8 {
+        self.explained
     }
 
     /// The last sample, pages.
@@ -151,8 +160,25 @@ impl History {
         (usable / STEP).min(self.coarse.len())
     }
 
-    fn usable_samples(&self) -> usize {
-        usize::try_from(self.samples.saturating_sub(self.not_before)).unwrap_or(usize::MAX)
+    /// The sample so many samples before the last one; from the coarse ring
+    /// where it is older than the fine one, then the lowest around that time.
+    /// `None` for what is older than both.
+    pub fn ago(&self, samples: usize) -> Option<u32> {
+        if let Some(at) = self.fine.len().checked_sub(samples + 1) {
+            return self.fine.get(at).copied();
+        }
+        let points = samples.saturating_sub(self.gathered.into()) / STEP;
+        let at = self.coarse.len().checked_sub(points + 1)?;
+        self.coarse.get(at).copied()
+    }
+
+    /// Samples at the end that windows may use, as far as they are kept.
+    pub fn usable_samples(&self) -> usize {
+        let usable = self.samples.saturating_sub(self.not_before);
+        let kept = usize::from(self.gathered) + STEP * self.coarse.len();
+        usize::try_from(usable)
+            .unwrap_or(usize::MAX)
+            .min(kept.max(self.fine.len()))
     }
 
     /// Bytes that it takes, itself included.

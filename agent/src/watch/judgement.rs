@@ -6,14 +6,18 @@
 //!    corrected for asking in every window at every sweep ([`Bound`]). A
 //!    process that only wanders fails.
 //! 2. **Net growth**, less what the kernel's counters may be wrong by, exceeds
-//!    the threshold.
-//! 3. **It goes on.** Growth that slows is a cache or a start-up.
+//!    the thresholds.
+//! 3. **It goes on.** Growth that slows, within the window or compared with
+//!    what was before it, is a cache, a start-up or settling. Half a window
+//!    must have been seen before it.
 //! 4. **New ground.** The floor at the window's end lies above everything seen
 //!    before, by half of the largest fall seen: the next tooth of a saw, day
 //!    of a week or burst goes where earlier ones have been.
-//! 5. **Patience.** The window is no shorter than `patience`, unless a third
-//!    of what was left below the limit when it began has been used since: who
-//!    waits longer then comes too late.
+//! 5. **Patience.** The window is no shorter than `patience`, unless half of
+//!    what was left below the limit when it began has been used since: who
+//!    waits longer then comes too late. Such growth is `urgent`, and the one
+//!    kind that healthy programs can be taken for, when they fill most of
+//!    their limit evenly for a minute and longer.
 //!
 //! What remains is a straight rise to new heights for longer than `patience`.
 //! No number of it tells a leak from a cache that is filled evenly for that
@@ -32,7 +36,10 @@ use super::{
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 /// Windows over the coarse ring, in points: two hours to a week at 10 s.
-const COARSE_WINDOWS: [usize; 8] = [1007, 768, 384, 192, 96, 48, 24, 12];
+const COARSE_WINDOWS: [usize; 12] = [1007, 768, 384, 192, 144, 96, 72, 48, 36, 24, 18, 12];
+
+/// Growth before the window that was so much faster is growth that slows.
+const FASTER: f64 = 1.2;
 
 /// Which ring growth was found in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,13 +62,17 @@ pub struct Growth {
     pub window: Duration,
     /// Where it was found.
     pub resolution: Resolution,
+    /// Judged before patience was over, because the limit is near.
+    pub urgent: bool,
 }
 
 /// Judges histories.
 #[derive(Clone, Debug)]
 pub struct Judge {
     settings: Settings,
-    bound: Bound,
+    /// At the level of each resolution, which share the allowed rate.
+    fast: Bound,
+    slow: Bound,
     /// In samples, longest first.
     fine_windows: Vec<usize>,
 }
@@ -84,10 +95,10 @@ impl Judge {
         fine_windows.sort_unstable_by(|a, b| b.cmp(a));
         fine_windows.dedup();
         let sweeps = 86_400.0 / settings.interval.as_secs_f64();
-        let asked =
-            sweeps * (fine_windows.len() as f64 + COARSE_WINDOWS.len() as f64 / STEP as f64);
+        let level = |asked: f64| Bound::new(settings.false_suspects_per_process_day / 2.0 / asked);
         Self {
-            bound: Bound::new(settings.false_suspects_per_process_day / asked),
+            fast: level(sweeps * fine_windows.len() as f64),
+            slow: level(sweeps / STEP as f64 * COARSE_WINDOWS.len() as f64),
             settings,
             fine_windows,
         }
@@ -165,32 +176,26 @@ impl Judge {
         headroom: Option<u64>,
     ) -> Option<Growth> {
         let fine = history.fine();
-        let growth = self.rise(
+        let mut growth = self.rise(
             fine.iter().copied(),
             fine.len(),
             window,
             self.settings.interval,
             (error, &self.settings.fast, Resolution::Fast),
         )?;
-        if growth.window < self.settings.patience {
-            // Two thirds of the room are left or less.
+        let patience = self.patience(history);
+        if growth.window < patience {
             let left = headroom? as f64 / growth.rate.value.max(1.0);
-            if left > 2.0 * growth.window.as_secs_f64() {
+            if left > growth.window.as_secs_f64() {
                 return None;
             }
+            growth.urgent = true;
+        } else if !has_before(history, window) {
+            return None;
         }
         let begin = fine.len() - 1 - window;
-        // A faster rise in the same time before: the process is settling.
-        let before = begin
-            .saturating_sub(window)
-            .max(fine.len() - history.usable_fine());
-        if begin > before {
-            let (from, to) = (*fine.get(before)?, *fine.get(begin)?);
-            let earlier = f64::from(to) - f64::from(from);
-            let share = (begin - before) as f64 / window as f64;
-            if earlier * PAGE as f64 > 1.6 * share.max(0.25) * growth.net as f64 {
-                return None;
-            }
+        if slows(history, window, growth.net) {
+            return None;
         }
         // Coarse points inside the fine ring are seen twice, which is harmless,
         // those inside the window not at all.
@@ -216,12 +221,25 @@ impl Judge {
             self.settings.interval * STEP as u32,
             (error, &self.settings.slow, Resolution::Slow),
         )?;
-        let earlier = coarse.iter().take(coarse.len() - 1 - window).copied();
+        if growth.window < self.patience(history) || !has_before(history, window * STEP) {
+            return None;
+        }
+        let begin = coarse.len() - 1 - window;
+        if slows(history, window * STEP, growth.net) {
+            return None;
+        }
+        let earlier = coarse.iter().take(begin).copied();
         breaks_new_ground(
             earlier,
             end_floor(coarse.iter().copied(), coarse.len(), window),
         )
         .then_some(growth)
+    }
+
+    /// Doubles with every explanation, up to where only the slow resolution
+    /// is left: what grew for a good reason will do so again.
+    fn patience(&self, history: &History) -> Duration {
+        self.settings.patience * (1 << history.explained().min(3))
     }
 
     /// Conditions 1 to 3.
@@ -237,17 +255,22 @@ impl Judge {
         let (points, size) = floors(values, length, window, &mut room);
         let bytes = PAGE as f64;
         let net = (points.last()? - points.first()?) * bytes - error as f64;
-        if net < thresholds.min_net as f64 {
+        let share = thresholds.min_share * points.last()? * bytes;
+        if net < share.max(thresholds.min_net as f64) {
             return None;
         }
         let seconds = step.as_secs_f64() * size as f64;
         let span = seconds * (points.len() - 1) as f64;
         let loss = error as f64 / span;
-        let low = self.bound.low(points)? * bytes / seconds - loss;
+        let bound = match resolution {
+            Resolution::Fast => &self.fast,
+            Resolution::Slow => &self.slow,
+        };
+        let low = bound.low(points)? * bytes / seconds - loss;
         if low < thresholds.min_rate || !trend::goes_on(points) {
             return None;
         }
-        let slope = self.bound.slope(points)?;
+        let slope = bound.slope(points)?;
         Some(Growth {
             rate: Estimate {
                 value: slope.value * bytes / seconds,
@@ -257,6 +280,7 @@ impl Judge {
             net: net as u64,
             window: step * window as u32,
             resolution,
+            urgent: false,
         })
     }
 }
@@ -266,6 +290,29 @@ fn exceeds(first: u32, last: u32, time: Duration, thresholds: &Thresholds) -> bo
     // Half, because floors are compared later, not single samples.
     let net = f64::from(last.saturating_sub(first)) * PAGE as f64 * 2.0;
     net >= thresholds.min_net as f64 && net >= thresholds.min_rate * time.as_secs_f64()
+}
+
+/// Whether enough was seen before the window, in samples, to compare with.
+fn has_before(history: &History, window: usize) -> bool {
+    2 * history.usable_samples() >= 3 * window
+}
+
+/// Whether the rise was faster in the time before the window, in up to three
+/// times its length. The window is in samples.
+fn slows(history: &History, window: usize, net: u64) -> bool {
+    [1, 3].into_iter().any(|times| {
+        let before = (window * (1 + times)).min(history.usable_samples());
+        let length = before.saturating_sub(window);
+        // Less tells nothing; only urgent growth is judged without.
+        if 2 * length < window {
+            return false;
+        }
+        let (Some(from), Some(to)) = (history.ago(before), history.ago(window)) else {
+            return false;
+        };
+        let earlier = (f64::from(to) - f64::from(from)) * PAGE as f64 / length as f64;
+        earlier * window as f64 > FASTER * net as f64
+    })
 }
 
 /// Lowest values of at most [`POINTS`] equal pieces of the last `window` + 1

@@ -9,6 +9,9 @@ pub struct Thresholds {
     pub min_rate: f64,
     /// The growth over the window, bytes.
     pub min_net: u64,
+    /// The same as a share of the process's size: a big program creeps more
+    /// than a small one.
+    pub min_share: f64,
 }
 
 /// Settings of the watch. Every value is usable: what makes no sense is
@@ -51,15 +54,17 @@ impl Default for Settings {
         Self {
             interval: Duration::from_secs(10),
             fast_window: Duration::from_secs(60),
-            patience: Duration::from_secs(600),
+            patience: Duration::from_secs(900),
             settle: Duration::from_secs(60),
             fast: Thresholds {
-                min_rate: 8.0 * 1024.0,
+                min_rate: 2.0 * 1024.0,
                 min_net: 4 << 20,
+                min_share: 0.01,
             },
             slow: Thresholds {
                 min_rate: 256.0,
                 min_net: 4 << 20,
+                min_share: 0.01,
             },
             false_suspects_per_process_day: 1e-4,
             max_processes: 32_768,

@@ -3,19 +3,20 @@
 use super::student;
 
 /// Most points of a series.
-pub const POINTS: usize = 64;
+pub const POINTS: usize = 32;
 /// Fewest steps from one point to the next that can carry a bound.
 pub const FEWEST: usize = 6;
-/// Most points that the slope is taken from.
-const SLOPE_POINTS: usize = 32;
-/// The bound is taken over single steps and over these many together.
+/// The variance of steps is taken over so many of them together.
 const LUMPS: [usize; 3] = [1, 2, 4];
+/// The last third of a rise has at least this share of the first's speed.
+const STEADY: f64 = 0.85;
+/// Standard deviations by which it must be seen to have it.
+const SURE: f64 = 0.5;
 
 /// Slope of a series, per step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Slope {
-    /// Median of the slopes between all pairs of at most 32 points (Theil and
-    /// Sen): a minority of odd points does not move it.
+    /// Median of the slopes between all pairs of points (Theil and Sen): a minority of odd points does not move it.
     pub value: f64,
     /// Bounds at the level of the [`Bound`].
     pub low: f64,
@@ -28,9 +29,13 @@ pub struct Slope {
 /// The slope's own interval supposes independent errors; memory wanders, and
 /// a random walk has a slope in nearly every window. So the bound is that of
 /// the *mean step* against steps of mean zero: Student's t at a level that is
-/// corrected for all the times it is asked. Steps that follow one another in
-/// one direction vary less than their sum does, so two and four steps together
-/// are taken as one too, and the widest bound counts.
+/// corrected for all the times it is asked. Steps that tend to follow one
+/// another in one direction vary less than their sum does, so the variance is
+/// that of one, two or four steps together, whichever is largest.
+///
+/// Few points are better here than many: with noise that does not wander, the
+/// t of a rise goes with 1 ÷ √points, and at the levels asked for the quantile
+/// of t stops falling at about 30.
 #[derive(Clone, Debug)]
 pub struct Bound {
     /// Of t, by degrees of freedom.
@@ -49,24 +54,11 @@ impl Bound {
     /// Half the width of the interval of the mean step; `None` when there are
     /// too few points.
     fn half_width(&self, points: &[f64]) -> Option<f64> {
-        let mut widest: Option<f64> = None;
-        for lump in LUMPS {
-            let lumps = points.len().checked_sub(1)? / lump;
-            if lumps < FEWEST {
-                break;
-            }
-            // The youngest steps are all in.
-            let used = points.get(points.len() - 1 - lumps * lump..)?;
-            let ends = used.iter().step_by(lump);
-            let steps = ends.clone().zip(ends.skip(1)).map(|(from, to)| to - from);
-            let number = lumps as f64;
-            let mean = steps.clone().sum::<f64>() / number;
-            let variance = steps.map(|step| (step - mean).powi(2)).sum::<f64>() / (number - 1.0);
-            let t = self.critical.get(lumps - 1)?;
-            let width = t * (variance / number).sqrt() / lump as f64;
-            widest = Some(widest.map_or(width, |widest| widest.max(width)));
-        }
-        widest
+        let steps = points
+            .len()
+            .checked_sub(1)
+            .filter(|steps| *steps >= FEWEST)?;
+        Some(self.critical.get(steps - 1)? * (variance(points) / steps as f64).sqrt())
     }
 
     /// Lower bound of the mean step; `None` when there are too few points.
@@ -87,19 +79,36 @@ impl Bound {
     }
 }
 
+/// Variance of a step, by the lumps that vary most.
+fn variance(points: &[f64]) -> f64 {
+    let steps = points.len().saturating_sub(1);
+    LUMPS
+        .into_iter()
+        .filter(|lump| steps / lump >= FEWEST)
+        .filter_map(|lump| {
+            let lumps = steps / lump;
+            // The youngest steps are all in.
+            let used = points.get(points.len() - 1 - lumps * lump..)?;
+            let ends = used.iter().step_by(lump);
+            let rises = ends.clone().zip(ends.skip(1)).map(|(from, to)| to - from);
+            let mean = rises.clone().sum::<f64>() / lumps as f64;
+            let squares: f64 = rises.map(|rise| (rise - mean).powi(2)).sum();
+            Some(squares / (lumps - 1) as f64 / lump as f64)
+        })
+        .fold(0.0, f64::max)
+}
+
 fn mean_step(points: &[f64]) -> Option<f64> {
     let steps = points.len().checked_sub(1).filter(|steps| *steps > 0)?;
     Some((points.last()? - points.first()?) / steps as f64)
 }
 
-/// Median slope, per step. Of more than 32 points each second one is taken.
+/// Median slope, per step.
 fn theil_sen(points: &[f64]) -> Option<f64> {
-    let stride = points.len().div_ceil(SLOPE_POINTS).max(1);
-    let taken: Vec<f64> = points.iter().copied().step_by(stride).collect();
-    let mut slopes = Vec::with_capacity(taken.len() * taken.len() / 2);
-    for (at, from) in taken.iter().enumerate() {
-        for (distance, to) in taken.iter().skip(at + 1).enumerate() {
-            slopes.push((to - from) / ((distance + 1) * stride) as f64);
+    let mut slopes = Vec::with_capacity(points.len() * points.len() / 2);
+    for (at, from) in points.iter().enumerate() {
+        for (distance, to) in points.iter().skip(at + 1).enumerate() {
+            slopes.push((to - from) / (distance + 1) as f64);
         }
     }
     let middle = slopes.len() / 2;
@@ -110,8 +119,8 @@ fn theil_sen(points: &[f64]) -> Option<f64> {
     Some(*median)
 }
 
-/// Whether the rise goes on: its last third is not much slower than the first,
-/// and its last eighth has not come to rest.
+/// Whether the rise is seen to go on: its last third is not slower than the
+/// first, beyond what chance may have added, and its end has not come to rest.
 pub fn goes_on(points: &[f64]) -> bool {
     let Some(mean) = mean_step(points) else {
         return false;
@@ -125,7 +134,9 @@ pub fn goes_on(points: &[f64]) -> bool {
     };
     let third = (steps / 3).max(1);
     let eighth = (steps / 8).max(1);
-    rise(steps - third, steps) >= 0.75 * rise(0, third) && rise(steps - eighth, steps) >= 0.4 * mean
+    let chance = (variance(points) * (1.0 + STEADY * STEADY) / third as f64).sqrt();
+    rise(steps - third, steps) - STEADY * rise(0, third) >= SURE * chance
+        && rise(steps - eighth, steps) >= 0.4 * mean
 }
 
 #[cfg(test)]
@@ -152,7 +163,7 @@ mod tests {
         // At a level that can be counted: 1 % of walks without drift may pass.
         let bound = Bound::new(0.01);
         let mut seed = 0x9E37_79B9_7F4A_7C15;
-        for length in [7, 13, 33, 61] {
+        for length in [7, 13, 24, POINTS] {
             let walks = 20_000;
             let passed = (0..walks)
                 .filter(|_| {
@@ -173,7 +184,9 @@ mod tests {
 
     #[test]
     fn a_line_is_its_own_bound() {
-        let points: Vec<f64> = (0..40).map(|x| f64::from(x) * 3.0 + 5.0).collect();
+        let points: Vec<f64> = (0..POINTS as u32)
+            .map(|x| f64::from(x) * 3.0 + 5.0)
+            .collect();
         let slope = Bound::new(1e-9).slope(&points).unwrap();
         for value in [slope.value, slope.low, slope.high] {
             assert!((value - 3.0).abs() < 1e-9, "{slope:?}");
