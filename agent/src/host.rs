@@ -5,9 +5,9 @@
 
 pub mod arguments;
 pub mod btf;
-pub mod cpu_clock;
 pub mod cgroup;
 pub mod counting;
+pub mod cpu_clock;
 pub mod kernel;
 pub mod mapping;
 pub mod meminfo;

@@ -86,6 +86,7 @@ pub(crate) fn document(name: &str) -> Document {
             sampled: 1_234_567,
             lost: BTreeMap::from([("blocks_full".to_owned(), 12)]),
             target_slowdown_percent: Some(0.84),
+            decisions: Vec::new(),
             agent_cpu_percent: Some(1.26),
         },
         detection_limit_bytes_per_s: Some(967.0),
