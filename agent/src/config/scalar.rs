@@ -126,6 +126,19 @@ named!(
     "proven" = Confidence::Proven
 );
 
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.word())
+    }
+}
+
+/// The name, as `tracing` knows it too.
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.word())
+    }
+}
+
 impl Scalar for Verdict {
     fn parse(word: &str) -> Result<Self, String> {
         one_of(word, &Self::ALL.map(|verdict| (verdict.id(), verdict)))
