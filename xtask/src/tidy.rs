@@ -186,15 +186,20 @@ fn ungrouped(code: &str) -> String {
     let mut flat = pieces.next().unwrap_or_default().to_owned();
     for piece in pieces {
         let mut depth = 1;
+        let mut in_group = true;
         let mut new_item = true;
         flat.push('{');
         for c in piece.chars() {
-            if depth == 1 && new_item && c.is_alphabetic() {
+            if in_group && depth == 1 && new_item && c.is_alphabetic() {
                 flat.push_str("std::");
             }
             match c {
                 '{' => depth += 1,
-                '}' => depth -= 1,
+                '}' => {
+                    depth -= 1;
+                    // What follows the group is none of it.
+                    in_group &= depth > 0;
+                }
                 _ => {}
             }
             new_item = c == ',' || (new_item && c.is_whitespace());
@@ -275,6 +280,17 @@ mod tests {
                 "// aya\nlet s = \"tokio::spawn\"; crate::tokio_rt::x();"
             ),
             0
+        );
+        assert_eq!(
+            breaches(
+                "agent/src/finding.rs",
+                "use std::{fmt, mem};\nfn f(a: u8, process: u8) { g(a, process); }"
+            ),
+            0
+        );
+        assert_eq!(
+            breaches("agent/src/finding.rs", "use std::{fmt, process};"),
+            1
         );
         assert_eq!(
             breaches(
