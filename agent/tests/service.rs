@@ -1,6 +1,4 @@
 //! The systemd unit, as systemd reads it, and as the program needs it.
-#![expect(clippy::print_stderr, reason = "a skipped test says why")]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{env, fs, io::ErrorKind, process::Command};
 

@@ -2,7 +2,7 @@
 //!
 //! A [`Snapshot`] is formatted as OpenMetrics 1.0 for whoever asks
 //! [`serve`], and in the older text format (version 0.0.4) for the file that
-//! [`write`] replaces: node_exporter's textfile collector reads no other and
+//! [`write()`] replaces: node_exporter's textfile collector reads no other and
 //! refuses a file with OpenMetrics' type `info`.
 
 mod format;
