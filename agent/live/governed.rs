@@ -80,6 +80,10 @@ fn hold(rate: u32) -> Result<()> {
                     slot.mean,
                 )?);
             }
+            // A loaded machine may have let it run too little to be seen.
+            Mode::Trace { mean } => {
+                stretches.push(window(&mut capture, &mut governor, &mut meter, pid, mean)?);
+            }
             other => anyhow::bail!("{other:?}: {}", decision.why),
         }
         notes.extend(
