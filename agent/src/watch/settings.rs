@@ -39,7 +39,8 @@ pub struct Settings {
     /// Most suspects at a time; further ones are counted.
     pub max_suspects: usize,
     /// Most `/proc/PID/statm` that are kept open. Each costs the kernel some
-    /// 1.5 KiB; processes beyond are read by opening files anew.
+    /// 1.5 KiB; processes beyond are read by opening files anew, at five times
+    /// the cost. Never more than half of what `RLIMIT_NOFILE` allows.
     pub max_files: usize,
     /// Most bytes for all histories. When there are too many processes for a
     /// week of each, the slow history gets shorter, down to half a day.

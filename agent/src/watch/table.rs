@@ -17,6 +17,8 @@ pub(super) struct Table {
     processes: HashMap<u32, Watched>,
     /// Meters that are kept open.
     files: usize,
+    /// Most of them, by the limit of this process.
+    file_limit: usize,
     coarse_limit: usize,
     ticks_per_s: f64,
     /// Number of the present sweep.
@@ -62,6 +64,7 @@ impl Table {
         Self {
             processes: HashMap::new(),
             files: 0,
+            file_limit: file_limit(),
             coarse_limit: history::COARSE,
             ticks_per_s: if ticks > 0 { ticks as f64 } else { 100.0 },
             sweep: 0,
@@ -168,7 +171,7 @@ impl Table {
         if alive {
             sweep.born.push(found.identity);
         }
-        let keep = self.files < settings.max_files;
+        let keep = self.files < settings.max_files.min(self.file_limit);
         self.files += usize::from(keep);
         self.processes.insert(
             pid,
@@ -221,6 +224,18 @@ impl Table {
             }
         }
     }
+}
+
+/// Half of the files that we may have open: the rest of the program needs some
+/// too.
+fn file_limit() -> usize {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for the result.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    usize::try_from(limit.rlim_cur / 2).unwrap_or(usize::MAX)
 }
 
 impl Watched {
