@@ -1,7 +1,7 @@
 //! The watch on healthy histories, invented and recorded, and on real
 //! processes.
 
-#![expect(clippy::print_stdout, reason = "a test tells what it measured")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "../benches/watch/healthy.rs"]
 mod healthy;
