@@ -111,7 +111,7 @@ const LEAKS: &[(&str, Shape)] = &[
         let (period, phase) = (random.within(10.0, 100.0), random.within(0.0, 6.3));
         Site::new(SITE, 256, 2000.0, exponential(0.01))
             .leaking(0.02)
-            .at_load(move |at| 0.5 + 0.4 * (at / period * 6.283 + phase).sin())
+            .at_load(move |at| 0.5 + 0.4 * (at / period * std::f64::consts::TAU + phase).sin())
     }),
     ("requests leak by the hundred", |random, _| {
         Site::new(SITE, 128, random.scale(200.0, 1000.0), fixed(1.0))
@@ -178,11 +178,11 @@ const HEALTHY: &[(&str, Shape)] = &[
             1024,
             5_000.0,
             Box::new(move |born, random| {
-                let busy = (born / period * 6.283 + phase).sin();
+                let busy = (born / period * std::f64::consts::TAU + phase).sin();
                 random.exponential(0.05 * (2.0 * busy).exp())
             }),
         )
-        .at_load(move |at| 0.5 + 0.4 * (at / period * 6.283 + phase).sin())
+        .at_load(move |at| 0.5 + 0.4 * (at / period * std::f64::consts::TAU + phase).sin())
     }),
     ("silence", |_, _| Site::new(SITE, 4096, 0.5, fixed(0.001))),
 ];

@@ -232,10 +232,9 @@ impl Program {
         }
         match self.allocator {
             Allocator::Marks if death <= now && random.unit() < self.deceit => Sign::Mutated,
-            Allocator::Marks if death <= now => Sign::Gone,
+            _ if death <= now => Sign::Gone,
             Allocator::Marks if chance < 0.1 => Sign::Mutated,
             Allocator::Marks => Sign::Alive,
-            Allocator::Silent(_) if death <= now => Sign::Gone,
             Allocator::Silent(_) => Sign::Unchanged,
         }
     }

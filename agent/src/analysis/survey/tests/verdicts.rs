@@ -51,13 +51,20 @@ fn a_leak_is_suspected_until_a_limit_is_near_or_time_has_passed() {
         let away = verdict(&observed(&program, Some(near(9e3)), seed), SITE);
         assert_eq!(away, (growth, Confidence::Suspected));
     }
+}
+
+#[test]
+fn a_leak_that_never_slows_is_strong_in_time() {
     let mut program = leaky(4000.0);
     program.schedule.duty = 0.01;
     program.schedule.mean = 4096;
-    let confirmed = verdict(&observed(&program, None, 1), SITE);
+    let survey = observed(&program, None, 1);
+    let found = verdict(&survey, SITE);
+    let why = &survey.judgements.sites[0].evidence;
     assert_eq!(
-        confirmed,
-        (Some(Verdict::UnboundedGrowth), Confidence::Strong)
+        found,
+        (Some(Verdict::UnboundedGrowth), Confidence::Strong),
+        "{why:#?}"
     );
 }
 
