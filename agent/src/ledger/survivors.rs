@@ -26,7 +26,7 @@ use std::{
 
 use agent_ebpf::logic::sampling::weight;
 
-use super::{Calls, LiveBlock, Moment, StackId, Timeline};
+use super::{Calls, Ledger, LiveBlock, Moment, StackId, Timeline};
 
 pub use account::{Births, StepCount, WindowAccount};
 pub use group::{Kept, SurveyGroup};
@@ -179,6 +179,8 @@ pub struct Survivors {
     opened: Option<Duration>,
     ended: bool,
     timeline: Timeline,
+    /// Least time between two moments of it.
+    spacing: Duration,
     windows: Vec<Window>,
     totals: HashMap<StackId, Totals>,
     sites: BTreeMap<StackId, SiteAccount>,
@@ -311,8 +313,14 @@ impl Survivors {
             return;
         }
         self.advance(at);
+        // Evenly spaced over the whole survey, however long it takes.
+        let since = self.timeline.last().map(|last| at.saturating_sub(last.at));
+        if since.is_some_and(|since| since < self.spacing) {
+            return;
+        }
         if self.timeline.is_full() {
             self.timeline.thin();
+            self.spacing = self.timeline.span() / (Ledger::MAX_POINTS as u32 / 2);
         }
         self.timeline.push(Moment {
             at,
