@@ -220,6 +220,7 @@ fn the_outcome_is_that_of_the_other_account() {
     let survivors = program.observe(&mut Random(5));
     let outcome = findings(
         &survivors,
+        &crate::analysis::residence::Residence::default(),
         &std::collections::BTreeMap::new(),
         &Identity {
             pid: 7,
