@@ -131,7 +131,8 @@ fn warm_up_is_not_strong() {
     println!("warm-up: {counts:?}, strong {strong} of 40");
     assert_eq!(strong, 0);
     let blamed = counts.get(&Some("unbounded-growth")).copied().unwrap_or(0);
-    assert!(blamed <= 4, "{counts:?}");
+    // Of those that fill for a third of the run, some cannot be told yet.
+    assert!(blamed <= 8, "{counts:?}");
 }
 
 #[test]
