@@ -37,7 +37,7 @@ use self::{
     files::Files,
     links::Method,
     object::{Object, Sizes},
-    refusal::Refusal,
+    refusal::{Dangers, Refusal},
     ring::{Event, Stack},
     target::{Place, Probing, Target},
 };
@@ -100,12 +100,19 @@ impl Capture {
     /// # Errors
     /// As [`Object::load`], or when none of `methods` works on this kernel.
     pub fn new(sizes: Sizes, methods: &[Method], quarantine: Quarantine) -> Result<Self> {
+        let mut capture = Self::untried(sizes, quarantine)?;
+        capture.choose(methods)?;
+        Ok(capture)
+    }
+
+    /// With the way of attaching that works everywhere.
+    fn untried(sizes: Sizes, quarantine: Quarantine) -> Result<Self> {
         let mut object = Object::load(sizes)?;
         let ring =
             RingBuf::try_from(object.take_map("RING")?).context("map RING has another type")?;
         let counts = PerCpuArray::try_from(object.take_map("COUNTS")?)
             .context("map COUNTS has another type")?;
-        let mut capture = Self {
+        Ok(Self {
             object,
             files: Files::default(),
             ring,
@@ -115,11 +122,10 @@ impl Capture {
             stacks: HashMap::new(),
             quarantine,
             method: Method::Perf,
-            seccomp_survives: false,
+            // Until the trial says otherwise, by the death of its own child.
+            seccomp_survives: true,
             lost: HashMap::new(),
-        };
-        capture.choose(methods)?;
-        Ok(capture)
+        })
     }
 
     /// Takes the first way of attaching that works here.
@@ -189,7 +195,6 @@ impl Capture {
         mean: u64,
         upcoming: &[PathBuf],
     ) -> Result<(), Refusal> {
-        refusal::check_seccomp(&process, self.seccomp_survives)?;
         self.attach_by(process, mean, self.method, upcoming, Probing::Always)
     }
 
@@ -198,7 +203,6 @@ impl Capture {
     /// # Errors
     /// As [`Self::attach`].
     pub fn prepare(&mut self, process: Process) -> Result<(), Refusal> {
-        refusal::check_seccomp(&process, self.seccomp_survives)?;
         self.attach_by(process, 1, self.method, &[], Probing::Windows)
     }
 
@@ -210,7 +214,11 @@ impl Capture {
         let slot = self.targets.get(&id).context("no such target")?.slot;
         self.clear_counts(slot)?;
         let target = self.targets.get_mut(&id).context("no such target")?;
-        target.open_window(&mut self.object)
+        let dangers = Dangers {
+            quarantine: &self.quarantine,
+            seccomp_survives: self.seccomp_survives,
+        };
+        target.open_window(&mut self.object, dangers)
     }
 
     /// Takes them off again; its blocks are forgotten, its sites stay.
@@ -220,7 +228,7 @@ impl Capture {
         }
     }
 
-    /// As [`Self::attach`], in a given way and whatever the trial has shown.
+    /// As [`Self::attach`], in a given way.
     fn attach_by(
         &mut self,
         process: Process,
@@ -244,13 +252,11 @@ impl Capture {
             upcoming,
             probing,
         };
-        let target = Target::attach(
-            &mut self.object,
-            &mut self.files,
-            &self.quarantine,
-            process,
-            place,
-        )?;
+        let dangers = Dangers {
+            quarantine: &self.quarantine,
+            seccomp_survives: self.seccomp_survives,
+        };
+        let target = Target::attach(&mut self.object, &mut self.files, dangers, process, place)?;
         self.targets.insert(pid, target);
         Ok(())
     }
@@ -368,19 +374,28 @@ impl Capture {
         }
         stale.sort_unstable();
         stale.dedup();
+        let dangers = Dangers {
+            quarantine: &self.quarantine,
+            seccomp_survives: self.seccomp_survives,
+        };
         for id in stale {
             if let Some(target) = self.targets.get_mut(&id) {
-                target.refresh(&mut self.object, &mut self.files);
+                target.refresh(&mut self.object, &mut self.files, dangers);
             }
         }
         incidents
     }
 
-    /// Looks at the mappings of targets whose address space may have changed;
-    /// to be called about once a second.
+    /// Looks at the mappings of targets whose address space may have changed,
+    /// and for what has made probes dangerous meanwhile; to be called about
+    /// once a second.
     pub fn tick(&mut self) {
+        let dangers = Dangers {
+            quarantine: &self.quarantine,
+            seccomp_survives: self.seccomp_survives,
+        };
         for target in self.targets.values_mut() {
-            target.refresh_if_due(&mut self.object, &mut self.files);
+            target.refresh_if_due(&mut self.object, &mut self.files, dangers);
         }
     }
 
@@ -482,3 +497,6 @@ impl Capture {
 fn array<T: aya::Pod>(map: &Map) -> Result<aya::maps::Array<&MapData, T>> {
     aya::maps::Array::try_from(map).context("a map has another type")
 }
+
+#[cfg(test)]
+mod tests;

@@ -113,9 +113,12 @@ impl<'a> Inspection<'a> {
             self.observe_until_the_end().await?;
         }
         self.progress.phase("resolving symbols …");
-        let document = run.document(&self.investigation, self.selection.skipped);
+        let skipped = std::mem::take(&mut self.selection.skipped);
+        let document = run.document(&self.investigation, skipped);
         self.progress.phase("");
         report::print(&document, self.args)?;
+        // Who died shortly after its probes came off.
+        self.handle_records();
         Ok(report::exit_code(&document, self.args))
     }
 
@@ -185,6 +188,8 @@ impl<'a> Inspection<'a> {
         let mut log = EbpfLogger::init(self.investigation.ebpf())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let mut dangers = interval(TICK);
+        dangers.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut first_look = Box::pin(sleep_until(started + investigation::FIRST_LOOK));
@@ -207,6 +212,12 @@ impl<'a> Inspection<'a> {
                 () = &mut first_look, if !looked => {
                     looked = true;
                     self.investigation.first_look()?;
+                }
+                _ = dangers.tick() => {
+                    self.investigation.look_for_dangers();
+                    if self.investigation.is_over() {
+                        break;
+                    }
                 }
                 _ = ticks.tick() => {
                     let began = Instant::now();

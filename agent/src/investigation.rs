@@ -191,7 +191,9 @@ impl Investigation {
 
     /// Whether nothing is left to observe.
     pub fn is_over(&self) -> bool {
-        self.accounts.values().all(|account| account.ended)
+        self.accounts
+            .values()
+            .all(|account| account.ended || account.closed)
     }
 
     /// Handles what the kernel programs have reported.
@@ -257,17 +259,13 @@ impl Investigation {
         let Some(signal) = quarantine::suspicious_signal(status) else {
             return;
         };
-        let Some(target) = self
-            .capture
-            .target(id)
-            .filter(|target| target.is_attached())
-        else {
+        let Some(target) = self.capture.target(id).filter(|target| target.is_suspect()) else {
             return;
         };
         let exe = process::exe_path(&target.process);
         let name = Text::name(exe.as_os_str().as_encoded_bytes());
         tracing::error!(
-            "process {id} ({name}) died by signal {signal} while it was probed; this build is not probed again"
+            "process {id} ({name}) died by signal {signal} while it was probed or shortly after; this build is not probed again"
         );
         if let Err(error) = self.capture.quarantine(id, signal) {
             tracing::warn!(error = %format_args!("{error:#}"), "the quarantine holds for this run only");
@@ -294,13 +292,20 @@ impl Investigation {
         }
     }
 
+    /// Looks for what has made probes dangerous meanwhile, and for new
+    /// mappings. [`Self::tick`] does so too; this is for fronts whose ticks
+    /// are more than about a second apart.
+    pub fn look_for_dangers(&mut self) {
+        self.capture.tick();
+    }
+
     /// One observation of every process, and sampling means that fit their
     /// load.
     ///
     /// # Errors
     /// When the kernel's tables cannot be read.
     pub fn tick(&mut self) -> Result<()> {
-        self.capture.tick();
+        self.look_for_dangers();
         self.account_for_ourselves();
         let live = self.read()?;
         self.choose_means(live as f64 / f64::from(self.live_blocks));
@@ -339,6 +344,8 @@ impl Investigation {
                     }
                     _ => account.observe(now, reading, self.capture.counts(id)),
                 }
+                // Followed no more: what is freed from now on goes unseen.
+                account.closed = target.is_some_and(|target| target.refused.is_some());
             }
         }
         Ok(live)

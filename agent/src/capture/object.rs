@@ -177,6 +177,12 @@ impl Object {
     }
 }
 
+/// Whether this build carries the kernel object.
+#[cfg(test)]
+pub(super) fn is_embedded() -> bool {
+    !OBJECT.is_empty()
+}
+
 /// Refuses an object of another version: its records would be misread.
 fn check_abi() -> Result<()> {
     let file = object::File::parse(OBJECT).context("the embedded kernel object is damaged")?;

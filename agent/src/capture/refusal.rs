@@ -1,8 +1,15 @@
 //! Which processes are not probed, and why.
 
+use std::path::Path;
+
 use thiserror::Error;
 
-use crate::host::{kernel, process::Process};
+use super::{address_space::AddressSpace, files::CodeFile};
+use crate::host::{
+    kernel,
+    process::{self, Process},
+    quarantine::{Entry, Quarantine},
+};
 
 /// Why a process cannot be followed, with the mend.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -58,16 +65,73 @@ pub enum Refusal {
     Other(String),
 }
 
-/// A kernel that kills processes under seccomp at a probed return spares only
-/// those without a filter.
-pub(super) fn check_seccomp(process: &Process, survives: bool) -> Result<(), Refusal> {
-    if process.seccomp != 0 && !survives {
-        return Err(Refusal::Seccomp(process.pid));
-    }
-    Ok(())
+/// What probes could harm, on this kernel and by what was seen here before.
+/// Asked at the attach, and again whenever a process may have become another
+/// program.
+#[derive(Clone, Copy)]
+pub(super) struct Dangers<'a> {
+    /// Builds that died while they were probed.
+    pub(super) quarantine: &'a Quarantine,
+    /// Whether a process under seccomp survives a probed return.
+    pub(super) seccomp_survives: bool,
 }
 
-/// Who must not be probed at all.
+impl Dangers<'_> {
+    /// Whether the process can be probed with the files that it has mapped,
+    /// or is about to map.
+    pub(super) fn check<'f>(
+        &self,
+        process: &Process,
+        space: &AddressSpace,
+        upcoming: impl Iterator<Item = &'f CodeFile>,
+    ) -> Result<(), Refusal> {
+        let pid = process.pid;
+        self.check_seccomp(process)?;
+        if process.shadow_stack && shadow_stack_is_deadly(&kernel::release()) {
+            return Err(Refusal::ShadowStack(pid));
+        }
+        if space.is_go() {
+            return Err(Refusal::Go(pid));
+        }
+        self.check_build(pid, space.build_id(&process::exe_path(process)))?;
+        for file in upcoming {
+            if file.is_go {
+                return Err(Refusal::Go(pid));
+            }
+            let module = file.module.as_ref();
+            self.check_build(pid, module.and_then(|module| module.build_id.as_deref()))?;
+        }
+        Ok(())
+    }
+
+    /// A kernel that kills processes under seccomp at a probed return spares
+    /// only those without a filter. A thread can have one of its own.
+    pub(super) fn check_seccomp(&self, process: &Process) -> Result<(), Refusal> {
+        let filtered = || process.seccomp != 0 || process::any_thread_is_filtered(process.pid);
+        if !self.seccomp_survives && filtered() {
+            return Err(Refusal::Seccomp(process.pid));
+        }
+        Ok(())
+    }
+
+    fn check_build(&self, pid: u32, build_id: Option<&str>) -> Result<(), Refusal> {
+        match build_id.and_then(|build_id| self.quarantine.find(build_id)) {
+            Some(entry) => Err(quarantined(pid, entry, self.quarantine.file())),
+            None => Ok(()),
+        }
+    }
+}
+
+fn quarantined(pid: u32, entry: &Entry, list: &Path) -> Refusal {
+    Refusal::Quarantined {
+        pid,
+        signal: entry.signal,
+        when: entry.when.clone(),
+        list: list.display().to_string(),
+    }
+}
+
+/// Who must not be probed whatever it runs.
 pub(super) fn check(process: &Process) -> Result<(), Refusal> {
     let pid = process.pid;
     if pid == std::process::id() {
@@ -78,9 +142,6 @@ pub(super) fn check(process: &Process) -> Result<(), Refusal> {
     }
     if process.zombie {
         return Err(Refusal::Gone(pid));
-    }
-    if process.shadow_stack && shadow_stack_is_deadly(&kernel::release()) {
-        return Err(Refusal::ShadowStack(pid));
     }
     Ok(())
 }
@@ -123,25 +184,27 @@ mod tests {
 
     #[test]
     fn seccomp_counts_where_the_trial_died() {
-        let filtered = Process {
-            seccomp: 2,
+        let quarantine = Quarantine::open(Path::new("/nonexistent/list")).unwrap();
+        let here = |seccomp_survives| Dangers {
+            quarantine: &quarantine,
+            seccomp_survives,
+        };
+        // Whatever the test itself runs under.
+        let gone = Process {
+            pid: 4_000_000,
             ..process()
         };
-        assert_eq!(check_seccomp(&filtered, true), Ok(()));
+        let filtered = Process {
+            seccomp: 2,
+            ..gone.clone()
+        };
+        let free = Process { seccomp: 0, ..gone };
+        assert_eq!(here(true).check_seccomp(&filtered), Ok(()));
         assert_eq!(
-            check_seccomp(&filtered, false),
+            here(false).check_seccomp(&filtered),
             Err(Refusal::Seccomp(filtered.pid))
         );
-        assert_eq!(
-            check_seccomp(
-                &Process {
-                    seccomp: 0,
-                    ..filtered
-                },
-                false
-            ),
-            Ok(())
-        );
+        assert_eq!(here(false).check_seccomp(&free), Ok(()));
     }
 
     #[test]

@@ -20,13 +20,12 @@ use super::{
     files::{CodeFile, Files},
     links::{FilePoints, Links, Method},
     object::Object,
-    refusal::{self, Refusal},
+    refusal::{self, Dangers, Refusal},
 };
 use crate::{
     host::{
         kernel,
         process::{self, Process},
-        quarantine::Quarantine,
     },
     tokio_rt::current_task::{self, TaskIds},
 };
@@ -109,6 +108,8 @@ pub struct Target {
     open: bool,
     /// Detached for good.
     over: bool,
+    /// CLOCK_MONOTONIC when probes last came off.
+    unprobed_ns: Option<u64>,
     probed: Vec<Probed>,
     /// Inode and build id of the files that were looked at.
     known: HashSet<(u64, Option<String>)>,
@@ -128,7 +129,7 @@ impl Target {
     pub(super) fn attach(
         object: &mut Object,
         files: &mut Files,
-        quarantine: &Quarantine,
+        dangers: Dangers<'_>,
         process: Process,
         place: Place<'_>,
     ) -> Result<Self, Refusal> {
@@ -148,21 +149,8 @@ impl Target {
             .iter()
             .filter_map(|path| files.at_path(object, path).ok())
             .collect();
-        if space.is_go() || upcoming.iter().any(|file| file.is_go) {
-            return Err(Refusal::Go(pid));
-        }
+        dangers.check(&process, &space, upcoming.iter().map(AsRef::as_ref))?;
         let exe = process::exe_path(&process);
-        if let Some(entry) = space
-            .build_id(&exe)
-            .and_then(|build_id| quarantine.find(build_id))
-        {
-            return Err(Refusal::Quarantined {
-                pid,
-                signal: entry.signal,
-                when: entry.when.clone(),
-                list: quarantine.file().display().to_string(),
-            });
-        }
         let tasks = current_task::find(pid, &exe, &space);
         let mut target = Self {
             slot: place.slot,
@@ -176,6 +164,7 @@ impl Target {
             links: Vec::new(),
             open: place.probing == Probing::Always,
             over: false,
+            unprobed_ns: None,
             probed: Vec::new(),
             known: HashSet::new(),
             refreshed: Instant::now(),
@@ -229,6 +218,16 @@ impl Target {
             .collect()
     }
 
+    /// Whether probes are on, or were so lately that they may still be what
+    /// ends the process.
+    pub fn is_suspect(&self) -> bool {
+        const LATELY_NS: u64 = 60_000_000_000;
+        self.is_attached()
+            || self
+                .unprobed_ns
+                .is_some_and(|then| kernel::monotonic_ns().saturating_sub(then) < LATELY_NS)
+    }
+
     /// Whether probes are on.
     pub fn is_attached(&self) -> bool {
         self.links.iter().any(Links::is_attached)
@@ -237,13 +236,21 @@ impl Target {
     pub(super) fn detach(&mut self, object: &mut Object) {
         self.open = false;
         self.over = true;
+        let mut was_on = false;
         for mut links in self.links.drain(..) {
             links.detach(object);
+            was_on = true;
+        }
+        if was_on {
+            self.unprobed_ns = Some(kernel::monotonic_ns());
         }
     }
 
     /// Puts the probes on.
-    pub(super) fn open_window(&mut self, object: &mut Object) -> Result<()> {
+    pub(super) fn open_window(&mut self, object: &mut Object, dangers: Dangers<'_>) -> Result<()> {
+        if let Err(refusal) = dangers.check_seccomp(&self.process) {
+            self.refuse(object, refusal);
+        }
         if self.over {
             bail!("its probes are off for good");
         }
@@ -263,6 +270,7 @@ impl Target {
         self.open = false;
         for links in self.links.drain(..) {
             links.detach_behind(object);
+            self.unprobed_ns = Some(kernel::monotonic_ns());
         }
         let pid = self.process.pid;
         // SAFETY: the map's own types.
@@ -344,7 +352,7 @@ impl Target {
 
     /// Looks at the mappings again, after the kernel met unknown code or the
     /// process ran another program.
-    pub(super) fn refresh(&mut self, object: &mut Object, files: &mut Files) {
+    pub(super) fn refresh(&mut self, object: &mut Object, files: &mut Files, dangers: Dangers<'_>) {
         if self.over {
             return;
         }
@@ -359,10 +367,16 @@ impl Target {
         if !empty && self.refreshed.elapsed() < pause {
             return;
         }
-        self.look_again(object, files);
+        self.look_again(object, files, dangers);
     }
 
-    pub(super) fn refresh_if_due(&mut self, object: &mut Object, files: &mut Files) {
+    /// To be called about once a second.
+    pub(super) fn refresh_if_due(
+        &mut self,
+        object: &mut Object,
+        files: &mut Files,
+        dangers: Dangers<'_>,
+    ) {
         // Not at once after an exec: looking through the tables takes longer
         // than the program takes to start.
         if std::mem::take(&mut self.stale_records)
@@ -370,20 +384,32 @@ impl Target {
         {
             tracing::debug!(error = %format_args!("{error:#}"), "records of an earlier program stay behind");
         }
-        if !self.over && self.refreshed.elapsed() >= REFRESH_ANYWAY {
-            self.look_again(object, files);
+        if self.over {
+            return;
+        }
+        // A process may set a filter at any time.
+        if let Err(refusal) = dangers.check_seccomp(&self.process) {
+            self.refuse(object, refusal);
+        } else if self.refreshed.elapsed() >= REFRESH_ANYWAY {
+            self.look_again(object, files, dangers);
         }
     }
 
-    fn look_again(&mut self, object: &mut Object, files: &mut Files) {
+    /// Its probes come off while it runs.
+    fn refuse(&mut self, object: &mut Object, refusal: Refusal) {
+        tracing::warn!("no longer observed: {refusal}");
+        self.detach(object);
+        self.refused = Some(refusal);
+    }
+
+    fn look_again(&mut self, object: &mut Object, files: &mut Files, dangers: Dangers<'_>) {
         self.refreshed = Instant::now();
         let again = AddressSpace::load(object, files, self.process.pid).and_then(|space| {
             self.space = space;
             // A program or library that came later is refused like one that
             // was there at the start.
-            if self.space.is_go() {
-                self.refused = Some(Refusal::Go(self.process.pid));
-                self.detach(object);
+            if let Err(refusal) = dangers.check(&self.process, &self.space, std::iter::empty()) {
+                self.refuse(object, refusal);
                 return Ok(());
             }
             if self.tasks.recipe.kind == TaskIdRecipe::KIND_NONE {

@@ -179,6 +179,18 @@ pub fn threads(pid: u32) -> Vec<u32> {
         .unwrap_or_default()
 }
 
+/// Threads whose seccomp mode is looked at.
+const MAX_THREADS: usize = 4096;
+
+/// Whether any thread runs under seccomp: a filter holds for the thread that
+/// sets it and for those that it starts.
+pub fn any_thread_is_filtered(pid: u32) -> bool {
+    threads(pid).into_iter().take(MAX_THREADS).any(|thread| {
+        read(pid, &format!("task/{thread}/status"))
+            .is_ok_and(|status| first_number(line(&status, b"Seccomp:")).unwrap_or(0) != 0)
+    })
+}
+
 /// Path of the unified hierarchy (`0::`), else of systemd's own, else of the
 /// memory controller's.
 pub(super) fn cgroup_path(text: &[u8]) -> Vec<u8> {

@@ -1,0 +1,74 @@
+use super::*;
+use std::time::{Duration, Instant};
+
+/// A child that allocates, sets a seccomp filter when told to, and goes
+/// on; forked before any probe descriptor exists.
+struct Child {
+    pid: i32,
+    go: std::io::PipeWriter,
+}
+
+impl Child {
+    fn start() -> Self {
+        let (go_read, go) = std::io::pipe().unwrap();
+        // SAFETY: the child uses memory of its own and system calls only.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: as above; it is killed by the test.
+            unsafe {
+                let mut byte = 0u8;
+                libc::read(go_read.as_raw_fd(), (&raw mut byte).cast(), 1);
+                libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT);
+                loop {
+                    libc::free(std::hint::black_box(libc::malloc(64)));
+                }
+            }
+        }
+        Self { pid, go }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // SAFETY: our own child, which is not waited for elsewhere.
+        unsafe {
+            libc::kill(self.pid, libc::SIGKILL);
+            libc::waitpid(self.pid, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+/// As on a kernel that kills processes under seccomp at a probed return.
+#[test]
+fn a_filter_set_under_our_probes_takes_them_off() {
+    if !object::is_embedded() || !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs the kernel object and root");
+        return;
+    }
+    let mut child = Child::start();
+    let id = child.pid as u32;
+    let list = Quarantine::open(std::path::Path::new("/nonexistent/list")).unwrap();
+    let mut capture = Capture::untried(Sizes { live_blocks: 1024 }, list).unwrap();
+    capture.seccomp_survives = false;
+    capture
+        .attach(
+            Process::of(id).unwrap(),
+            agent_ebpf::abi::heap::Target::COUNT_ONLY,
+        )
+        .unwrap();
+    capture.tick();
+    assert!(capture.target(id).unwrap().is_attached());
+    std::io::Write::write_all(&mut child.go, b"g").unwrap();
+    let began = Instant::now();
+    while capture.target(id).unwrap().is_attached() {
+        assert!(began.elapsed() < Duration::from_secs(5), "still probed");
+        std::thread::sleep(Duration::from_millis(10));
+        capture.tick();
+    }
+    let target = capture.target(id).unwrap();
+    assert_eq!(target.refused, Some(Refusal::Seccomp(id)));
+    let calls = capture.counts(id).allocations;
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(capture.counts(id).allocations, calls, "probes are still on");
+    assert!(process::any_thread_is_filtered(id));
+}
