@@ -410,6 +410,19 @@ impl Capture {
             .context("no such target")
     }
 
+    /// Looks for what a command maps at its start; to be called without a
+    /// pause, and [`Self::drain`] in between, until it returns false. What the
+    /// command allocates before its libraries are known has a cut stack.
+    pub fn watch_start(&mut self, id: TargetId) -> bool {
+        let dangers = Dangers {
+            quarantine: &self.quarantine,
+            seccomp_survives: self.seccomp_survives,
+        };
+        self.targets
+            .get_mut(&id)
+            .is_some_and(|target| target.watch_start(&mut self.object, &mut self.files, dangers))
+    }
+
     /// Reads the tables of all targets in one pass.
     ///
     /// # Errors

@@ -18,3 +18,4 @@ pub mod pressure;
 pub mod privilege;
 pub mod process;
 pub mod quarantine;
+pub mod urgency;

@@ -24,7 +24,7 @@ use crate::{
     },
     cli::{InspectArgs, ModeArg},
     finding::Command,
-    host::{pressure::Pressure, privilege, process::Process},
+    host::{pressure::Pressure, privilege, process::Process, urgency::Urgency},
     investigation::{self, Account, Happening, Investigation, Sampling},
 };
 
@@ -36,8 +36,11 @@ const LIVE_BLOCKS_EXACT: u32 = 1 << 20;
 const TICK: Duration = Duration::from_secs(1);
 /// The tables are read for at most this share of the time.
 const READING_SHARE: u32 = 20;
-/// How long a command is watched closely after its start.
-const SETTLING: Duration = Duration::from_millis(50);
+/// The pause between two looks at a command that has just started.
+const BETWEEN_LOOKS: Duration = Duration::from_micros(20);
+/// Starts of programs that are looked at so; each takes 50 ms, and the rest
+/// of the run waits for it.
+const MAX_STARTS: usize = 64;
 /// Children of a command that are followed at most.
 const MAX_CHILDREN: usize = 32;
 
@@ -71,6 +74,7 @@ struct Inspection<'a> {
     selection: Selection,
     waiting: Option<Waiting>,
     child: Option<(Child, TargetId)>,
+    starts: usize,
     progress: Progress,
 }
 
@@ -90,6 +94,7 @@ impl<'a> Inspection<'a> {
             selection,
             waiting,
             child: None,
+            starts: 0,
             progress: Progress::new(),
         })
     }
@@ -160,19 +165,35 @@ impl<'a> Inspection<'a> {
         let process = Process::of(pid).context("the command is gone before its start")?;
         let upcoming = command::upcoming_files(&self.args.command);
         self.follow(process, self.sampling(Sampling::FromFirst), &upcoming);
-        let child = waiting.release()?;
         if let Some(account) = self.investigation.account_mut(pid) {
             account.command = Some(Command::default());
         }
-        self.child = Some((child, pid));
-        // Its libraries are mapped one after the other within milliseconds,
-        // and until we know them its stacks are cut short.
-        let settled = std::time::Instant::now() + SETTLING;
-        while std::time::Instant::now() < settled {
-            self.handle_records();
-            std::thread::sleep(Duration::from_micros(50));
-        }
+        let starting = waiting.release()?;
+        self.watch_start(pid);
+        self.child = Some((starting.child()?, pid));
         Ok(())
+    }
+
+    /// Looks closely at a program of the command that starts: its libraries
+    /// are mapped one after the other within a millisecond, and until we know
+    /// them its stacks are cut short.
+    fn watch_start(&mut self, id: TargetId) {
+        if !self.is_of_command(id) || self.starts >= MAX_STARTS {
+            return;
+        }
+        self.starts += 1;
+        let _urgency = Urgency::begin();
+        while self.investigation.watch_start(id) {
+            self.handle_records();
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+    }
+
+    /// The command itself, or a child of it.
+    fn is_of_command(&self, id: TargetId) -> bool {
+        self.investigation
+            .account(id)
+            .is_some_and(|account| account.command.is_some() || account.descendant)
     }
 
     /// What the user asked for, or else `otherwise`.
@@ -244,21 +265,18 @@ impl<'a> Inspection<'a> {
     /// Handles what the kernel programs have reported.
     fn handle_records(&mut self) {
         for happening in self.investigation.handle_records() {
-            if let Happening::Forked { parent, child } = happening {
-                self.handle_fork(parent, child);
+            match happening {
+                Happening::Forked { parent, child } => self.handle_fork(parent, child),
+                Happening::Executed(id) => self.watch_start(id),
+                Happening::Ended(_) | Happening::Started(_) => {}
             }
         }
     }
 
     /// A child of the command is followed; other children are counted.
     fn handle_fork(&mut self, parent: TargetId, child: u32) {
-        let of_command = self.child.is_some()
-            && self
-                .investigation
-                .account(parent)
-                .is_some_and(|account| account.command.is_some() || account.descendant);
         let room = self.investigation.len() < MAX_CHILDREN;
-        if of_command
+        if self.is_of_command(parent)
             && room
             && let Ok(process) = Process::of(child)
             && self

@@ -73,6 +73,8 @@ pub enum Happening {
         /// Process id of the child.
         child: u32,
     },
+    /// A followed process runs another program.
+    Executed(TargetId),
     /// A followed process ended; its last observation is made.
     Ended(TargetId),
     /// Another process begins to run a program.
@@ -210,6 +212,7 @@ impl Investigation {
                     if let Some(account) = self.accounts.get_mut(&id) {
                         account.restart();
                     }
+                    happenings.push(Happening::Executed(id));
                 }
                 Incident::Forked(child) => {
                     if let Some(account) = self.accounts.get_mut(&id)
@@ -290,6 +293,11 @@ impl Investigation {
                 survey.ended();
             }
         }
+    }
+
+    /// See [`Capture::watch_start`].
+    pub fn watch_start(&mut self, id: TargetId) -> bool {
+        self.capture.watch_start(id)
     }
 
     /// Looks for what has made probes dangerous meanwhile, and for new
@@ -398,7 +406,11 @@ impl Investigation {
             self.capture.detach(account.id);
             if let Some(target) = self.capture.target(account.id) {
                 account.left_out = target.left_out as u64;
-                refused.extend(target.refused.clone().map(|refusal| (account.id, refusal)));
+                // One that ended may have had no time to map its allocator.
+                let unseen = target
+                    .why_unseen()
+                    .filter(|_| !account.ended || target.refused.is_some());
+                refused.extend(unseen.map(|refusal| (account.id, refusal)));
             }
         }
         Ok(refused)

@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc};
 
 use agent_ebpf::abi::stack::{self, MAX_MAPPINGS, Mappings};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::{
     bpf,
@@ -40,11 +40,32 @@ impl AddressSpace {
     /// # Errors
     /// When the process is gone or the kernel refuses memory.
     pub fn load(object: &Object, files: &mut Files, pid: u32) -> Result<Self> {
+        Self::of_mappings(object, files, pid, executable(pid)?)
+    }
+
+    /// As [`Self::load`]; none when the mappings are still these.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_anew(&self, object: &Object, files: &mut Files, pid: u32) -> Result<Option<Self>> {
+        let mappings = executable(pid)?;
+        if mappings
+            .iter()
+            .eq(self.code.iter().map(|code| &code.mapping))
+        {
+            return Ok(None);
+        }
+        Self::of_mappings(object, files, pid, mappings).map(Some)
+    }
+
+    fn of_mappings(
+        object: &Object,
+        files: &mut Files,
+        pid: u32,
+        mappings: Vec<Mapping>,
+    ) -> Result<Self> {
         let mut space = Self::default();
-        for mapping in mapping::of(pid)? {
-            if !mapping.executable {
-                continue;
-            }
+        for mapping in mappings {
             let file = if mapping.is_file() {
                 files.of(object, pid, &mapping)
             } else if mapping.path == b"[vdso]" {
@@ -115,6 +136,18 @@ impl AddressSpace {
         unsafe { bpf::update(object.map("MAPPINGS")?, &pid, &*value) }?;
         Ok(())
     }
+}
+
+/// The executable mappings of a process that has any: one that has ended
+/// shows an empty list while it waits for its parent.
+fn executable(pid: u32) -> Result<Vec<Mapping>> {
+    let mut mappings = mapping::of(pid)?;
+    mappings.retain(|mapping| mapping.executable);
+    ensure!(
+        !mappings.is_empty(),
+        "it has no executable mapping any more"
+    );
+    Ok(mappings)
 }
 
 /// The parts of a mapping with the rows that cover them.

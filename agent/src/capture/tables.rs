@@ -40,6 +40,8 @@ pub struct Tables {
     open: Vec<Row>,
     /// Its map, and those of the chunks before it.
     maps: Vec<OwnedFd>,
+    /// Maps that the kernel programs can find.
+    shown: usize,
     dirty: bool,
 }
 
@@ -69,6 +71,7 @@ impl Tables {
         Self {
             open: vec![unruled],
             maps: Vec::new(),
+            shown: 0,
             dirty: true,
         }
     }
@@ -138,9 +141,15 @@ impl Tables {
         // SAFETY: the map holds one value of `CHUNK_ROWS` rows.
         unsafe { bpf::update(map.as_fd(), &0u32, rows.as_slice()) }
             .context("cannot fill unwind tables")?;
-        // SAFETY: the outer map takes an index and a descriptor.
-        unsafe { bpf::update(object.map("TABLES")?, &index, &map.as_raw_fd()) }
-            .context("cannot add unwind tables")?;
+        // Only once a chunk: the kernel waits for a grace period, which takes
+        // longer than a program takes to start. Later rows go into the map
+        // that it knows, behind those that it may be reading.
+        if self.shown < self.maps.len() {
+            // SAFETY: the outer map takes an index and a descriptor.
+            unsafe { bpf::update(object.map("TABLES")?, &index, &map.as_raw_fd()) }
+                .context("cannot add unwind tables")?;
+            self.shown = self.maps.len();
+        }
         self.dirty = false;
         Ok(())
     }

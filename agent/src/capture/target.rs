@@ -30,6 +30,12 @@ use crate::{
     tokio_rt::current_task::{self, TaskIds},
 };
 
+/// How long a command is looked at without a sign after its exec.
+pub(super) const CLOSE_WATCH: Duration = Duration::from_millis(50);
+/// The pause between two looks then, as a share of the time since the exec:
+/// the libraries of a small program are all mapped within a millisecond, those
+/// of a large one take longer, and each look holds up its next mapping.
+const CLOSE_SHARE: u32 = 50;
 /// Mappings are read again at most this often: the kernel makes a list of all
 /// of them, under the target's lock.
 const REFRESH_EVERY: Duration = Duration::from_millis(500);
@@ -116,6 +122,8 @@ pub struct Target {
     refreshed: Instant,
     /// When it began to run its present program, as far as we have seen.
     started: Instant,
+    /// It has run another program since it became a target.
+    executed: bool,
     /// The tables hold records of an earlier program.
     stale_records: bool,
     /// Allocator functions that found no probe: perf events are few.
@@ -149,6 +157,8 @@ impl Target {
             .iter()
             .filter_map(|path| files.at_path(object, path).ok())
             .collect();
+        // Now: it waits for a grace period, and the command will not.
+        files.flush(object).map_err(gone)?;
         dangers.check(&process, &space, upcoming.iter().map(AsRef::as_ref))?;
         let exe = process::exe_path(&process);
         let tasks = current_task::find(pid, &exe, &space);
@@ -169,10 +179,12 @@ impl Target {
             known: HashSet::new(),
             refreshed: Instant::now(),
             started: Instant::now(),
+            executed: false,
             stale_records: false,
             left_out: 0,
             refused: None,
         };
+        target.list_allocators();
         target.publish(object).map_err(gone)?;
         let attached = target.attach_new_files(object, upcoming);
         target.attached_ns = kernel::monotonic_ns();
@@ -335,6 +347,7 @@ impl Target {
 
     /// The process runs another program: nothing known of its memory holds.
     pub(super) fn restart(&mut self) {
+        self.executed = true;
         self.stale_records = true;
         self.started = Instant::now();
         self.space = AddressSpace::default();
@@ -402,10 +415,38 @@ impl Target {
         self.refused = Some(refusal);
     }
 
+    /// Looks at the mappings of a command that has just started, before it
+    /// meets code that is not known; to be called without a pause. False when
+    /// there is nothing more to wait for.
+    pub(super) fn watch_start(
+        &mut self,
+        object: &mut Object,
+        files: &mut Files,
+        dangers: Dangers<'_>,
+    ) -> bool {
+        let age = self.started.elapsed();
+        if self.over || age >= CLOSE_WATCH {
+            return false;
+        }
+        if self.executed && self.refreshed.elapsed() >= age / CLOSE_SHARE {
+            self.look_again(object, files, dangers);
+        }
+        true
+    }
+
     fn look_again(&mut self, object: &mut Object, files: &mut Files, dangers: Dangers<'_>) {
+        let again = self.space.load_anew(object, files, self.process.pid);
         self.refreshed = Instant::now();
-        let again = AddressSpace::load(object, files, self.process.pid).and_then(|space| {
-            self.space = space;
+        let again = again.and_then(|space| {
+            match space {
+                Some(space) => {
+                    self.space = space;
+                    self.list_allocators();
+                }
+                // A task id may be where its library was not yet set up.
+                None if !self.tasks.tokio => return Ok(()),
+                None => {}
+            }
             // A program or library that came later is refused like one that
             // was there at the start.
             if let Err(refusal) = dangers.check(&self.process, &self.space, std::iter::empty()) {
@@ -471,7 +512,6 @@ impl Target {
         });
         let first = self.probed.len();
         for file in fresh {
-            let Some(module) = &file.module else { continue };
             let mut points = FilePoints::default();
             for family in &file.families {
                 for function in family.functions.iter().filter(|_| family.why_not.is_none()) {
@@ -485,12 +525,6 @@ impl Target {
                         _ => points.allocating.push(point),
                     }
                 }
-                self.allocators.push(Allocator {
-                    kind: family.kind,
-                    module: module.path.clone(),
-                    why_not: family.why_not.clone(),
-                    uncovered: family.uncovered.clone(),
-                });
             }
             if !points.allocating.is_empty() {
                 self.probed.push(Probed { file, points });
@@ -527,6 +561,38 @@ impl Target {
         let attached = links.attach(object, self.method, self.process.pid, &places);
         self.links.push(links);
         attached
+    }
+
+    /// The allocators in what is mapped now, whenever that was probed.
+    fn list_allocators(&mut self) {
+        let mut seen = HashSet::new();
+        let files = self.space.code.iter().filter_map(|code| {
+            let file = code.file.as_ref().ok()?;
+            let module = file.module.as_ref()?;
+            seen.insert(module.id).then_some((file, module))
+        });
+        let allocators = files.flat_map(|(file, module)| {
+            file.families.iter().map(|family| Allocator {
+                kind: family.kind,
+                module: module.path.clone(),
+                why_not: family.why_not.clone(),
+                uncovered: family.uncovered.clone(),
+            })
+        });
+        self.allocators = allocators.collect();
+    }
+
+    /// Why nothing is seen of the process though it was attached to: a later
+    /// program may be refused, or have no allocator that can be followed.
+    pub fn why_unseen(&self) -> Option<Refusal> {
+        let followed = |allocator: &Allocator| allocator.why_not.is_none();
+        if self.refused.is_none() && !self.allocators.iter().any(followed) {
+            return Some(Refusal::NoAllocator {
+                pid: self.process.pid,
+                why: self.why_none(),
+            });
+        }
+        self.refused.clone()
     }
 
     /// Why nothing was found, from all that was looked at.

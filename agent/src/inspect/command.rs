@@ -79,11 +79,30 @@ impl Waiting {
     /// Lets it exec.
     ///
     /// # Errors
-    /// When the command cannot be executed.
-    pub(super) fn release(self) -> Result<Child> {
+    /// When it is gone.
+    pub(super) fn release(self) -> Result<Starting> {
         File::from(self.gate)
             .write_all(&[1])
             .context("cannot start the command")?;
+        Ok(Starting {
+            program: self.program,
+            spawner: self.spawner,
+        })
+    }
+}
+
+/// A child that was let go and executes the command about now.
+pub(super) struct Starting {
+    program: PathBuf,
+    spawner: JoinHandle<io::Result<Child>>,
+}
+
+impl Starting {
+    /// The child, after its exec.
+    ///
+    /// # Errors
+    /// When the command cannot be executed.
+    pub(super) fn child(self) -> Result<Child> {
         self.spawner
             .join()
             .ok()
@@ -138,13 +157,16 @@ mod tests {
         let waiting = Waiting::new(&command, false).unwrap();
         let exe = |pid| std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
         assert_eq!(exe(waiting.pid), exe(std::process::id()));
-        let mut child = waiting.release().unwrap();
+        let mut child = waiting.release().unwrap().child().unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(7));
     }
 
     #[test]
     fn tells_of_a_command_that_does_not_exist() {
         let waiting = Waiting::new(&[OsString::from("/no/such/command")], false).unwrap();
-        assert!(format!("{:#}", waiting.release().unwrap_err()).contains("No such file"));
+        assert!(
+            format!("{:#}", waiting.release().unwrap().child().unwrap_err())
+                .contains("No such file")
+        );
     }
 }
