@@ -1,12 +1,17 @@
 //! The same leaks on every allocator, linked in every way.
 
-use std::{path::PathBuf, process::Command, thread, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 
 use crate::{
-    inspection::Inspection,
+    inspection::{Inspection, Report},
     lab,
     leaks::{check, check_rate},
     program::Program,
@@ -67,7 +72,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             trial(format!("allocators::c_{name}"), move || {
                 let path = lab::compile(compiler, source, flags, &format!("leak-{name}"))?;
                 let small = SmallLeak::start(&path, &mut lab::random(name)?)?;
-                small.check(&[], kind)
+                small.check(&[], kind).map(drop)
             })
         });
     servers
@@ -113,31 +118,55 @@ pub(crate) fn plain() -> Result<PathBuf> {
 /// A running build of the small leaking program.
 pub(crate) struct SmallLeak {
     pub(crate) program: Program,
+    /// Its own process id, where it was started through another program.
+    inside: Option<u32>,
     truth: PathBuf,
     drawn: String,
 }
 
 impl SmallLeak {
-    pub(crate) fn start(path: &std::path::Path, random: &mut Random) -> Result<Self> {
-        let rate = random.log_uniform(100, 1000);
-        let size = random.log_uniform(100_000 / rate, 4_000_000 / rate);
+    pub(crate) fn start(path: &Path, random: &mut Random) -> Result<Self> {
         let truth = lab::fresh("truth")?;
-        let (rate, size) = (rate.to_string(), size.to_string());
-        let arguments = [&rate, &size, "60", &truth.to_string_lossy()];
-        let drawn = format!("{} {}", path.display(), arguments.join(" "));
-        let program = Program::start(path, &arguments)?;
+        let (arguments, drawn) = draw(random, &truth);
+        let program = Program::start(path, &arguments.each_ref().map(String::as_str))?;
         thread::sleep(Duration::from_secs_f64(0.5 + random.share()));
         Ok(Self {
             program,
+            inside: None,
+            truth,
+            drawn: format!("{} {drawn}", path.display()),
+        })
+    }
+
+    /// Starts it by a command that is made from its arguments. It writes its
+    /// count to `truth` as it sees it; `find` tells its process id and where
+    /// we see that file.
+    pub(crate) fn start_by(
+        command: impl FnOnce(&[String]) -> Command,
+        truth: &Path,
+        find: impl FnOnce(&Program) -> Result<(u32, PathBuf)>,
+        random: &mut Random,
+    ) -> Result<Self> {
+        let (arguments, drawn) = draw(random, truth);
+        let program = Program::from_command(command(&arguments))?;
+        let (pid, truth) = find(&program)?;
+        thread::sleep(Duration::from_secs_f64(0.5 + random.share()));
+        Ok(Self {
+            program,
+            inside: Some(pid),
             truth,
             drawn,
         })
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.inside.unwrap_or(self.program.pid())
+    }
+
     /// Inspects it with further `arguments`: the leak is found, at its rate,
     /// in an allocator called `kind`.
-    pub(crate) fn check(&self, arguments: &[&str], kind: &str) -> Result<()> {
-        let pid = self.program.pid();
+    pub(crate) fn check(&self, arguments: &[&str], kind: &str) -> Result<Report> {
+        let pid = self.pid();
         let report = Inspection::of(pid, 8)?
             .arguments(["--fail-on", "suspected"])
             .arguments(arguments)
@@ -179,6 +208,20 @@ impl SmallLeak {
                 .all(|allocator| allocator["kind"] != "c++"),
             "{allocators:?} names an allocator that is none: {about}"
         );
-        Ok(())
+        Ok(report)
     }
+}
+
+/// Rate, size, seconds and the file for the count; and all that as text.
+fn draw(random: &mut Random, truth: &Path) -> ([String; 4], String) {
+    let rate = random.log_uniform(100, 1000);
+    let size = random.log_uniform(100_000 / rate, 4_000_000 / rate);
+    let arguments = [
+        rate.to_string(),
+        size.to_string(),
+        "60".to_owned(),
+        truth.to_string_lossy().into_owned(),
+    ];
+    let drawn = arguments.join(" ");
+    (arguments, drawn)
 }

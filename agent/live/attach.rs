@@ -26,7 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             [
                 trial(format!("attach::{mode}_finds_the_leak"), move || {
                     let small = SmallLeak::start(&plain()?, &mut lab::random(mode)?)?;
-                    small.check(&["--attach", mode], "glibc")
+                    small.check(&["--attach", mode], "glibc").map(drop)
                 }),
                 trial(
                     format!("attach::{mode}_leaves_nothing_after_interrupt"),

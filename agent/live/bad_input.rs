@@ -2,6 +2,7 @@
 //! right exit status.
 
 use std::{
+    path::PathBuf,
     process::{Command, Output},
     thread,
     time::Duration,
@@ -146,8 +147,8 @@ fn no_allocator() -> Result<()> {
     check_report(&report, &[4], &["allocator"])
 }
 
-/// By the section that Go's linker always writes; no Go toolchain is needed to
-/// be refused.
+/// A real one where there is a Go toolchain, and in any case one with the
+/// section that Go's linker always writes.
 fn go_program() -> Result<()> {
     let path = lab::path("leak-go")?;
     if !path.exists() {
@@ -155,9 +156,31 @@ fn go_program() -> Result<()> {
         add.args(["--add-section", ".gopclntab=/etc/hostname"]);
         lab::run(add.arg(plain()?).arg(&path))?;
     }
-    let program = Program::start(&path, &["10", "100", "30"])?;
-    let report = Inspection::of(program.pid(), 2)?.run()?;
-    check_report(&report, &[4], &["Go"])
+    let mut paths = vec![path];
+    paths.extend(real_go_program()?);
+    for path in paths {
+        let program = Program::start(&path, &["10", "100", "30"])?;
+        let report = Inspection::of(program.pid(), 2)?.run()?;
+        check_report(&report, &[4], &["Go program"])?;
+    }
+    Ok(())
+}
+
+/// `None` without a toolchain, which is too large to be installed for this.
+fn real_go_program() -> Result<Option<PathBuf>> {
+    if Command::new("go").arg("version").output().is_err() {
+        return Ok(None);
+    }
+    let path = lab::path("leak-real-go")?;
+    lab::run(
+        Command::new("go")
+            .env("GOCACHE", lab::path("go-cache")?)
+            .env("GO111MODULE", "off")
+            .args(["build", "-o"])
+            .arg(&path)
+            .arg(lab::programs().join("leak.go")),
+    )?;
+    Ok(Some(path))
 }
 
 /// A normal outcome: what was seen until then is reported.

@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     fmt,
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -68,6 +68,11 @@ impl Inspection {
         arguments: impl IntoIterator<Item = A>,
     ) -> Self {
         self.command.args(arguments);
+        self
+    }
+
+    pub(crate) fn environment(mut self, name: &str, value: &Path) -> Self {
+        self.command.env(name, value);
         self
     }
 

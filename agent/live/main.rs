@@ -16,6 +16,7 @@ mod command;
 mod costs;
 mod evidence;
 mod governed;
+mod containers;
 mod hazards;
 mod healthy;
 mod hostile;
@@ -25,6 +26,7 @@ mod lab;
 mod leaks;
 mod outside;
 mod program;
+mod quarantine;
 mod random;
 mod server;
 mod stacks;
@@ -86,9 +88,11 @@ fn main() -> ExitCode {
         bad_input::trials(),
         journal::trials(),
         command::trials(),
+        quarantine::trials(),
         stacks::trials(),
         targets::trials(),
         evidence::trials(),
+        containers::trials(),
     ];
     let mut run = |threads: usize, trials: Vec<Trial>| {
         arguments.test_threads = Some(threads);
