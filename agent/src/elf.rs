@@ -3,6 +3,7 @@
 //! about a damaged or hostile file is "nothing", never a panic.
 
 pub mod frames;
+pub mod mini;
 
 use std::borrow::Cow;
 

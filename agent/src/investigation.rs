@@ -342,6 +342,8 @@ impl Investigation {
             if let Some(account) = self.accounts.get_mut(&id).filter(|account| !account.closed) {
                 let target = self.capture.target(id);
                 account.every_call = target.is_some_and(capture::target::Target::counts_every_call);
+                let dropped = target.map_or(0, |target| target.space.dropped as u64);
+                account.unmapped = account.unmapped.max(dropped);
                 account
                     .growth
                     .faults(faults.remove(&id).unwrap_or_default());

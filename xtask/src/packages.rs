@@ -60,6 +60,12 @@ const TABLE: &[Row] = &[
         reason: "strips test programs and renames their symbols",
     },
     Row {
+        apt: &["xz-utils"],
+        sign: Sign::Program("xz"),
+        need: Need::Test,
+        reason: "packs symbols as Fedora does",
+    },
+    Row {
         apt: &["musl-tools"],
         sign: Sign::Program("musl-gcc"),
         need: Need::Test,

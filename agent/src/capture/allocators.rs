@@ -1,7 +1,7 @@
 //! Allocator discovery: which functions of an ELF file hand out heap blocks
 //! and take them back.
 //!
-//! Families are found by name, in `.dynsym` and `.symtab`, and then checked
+//! Families are found by name, in `.dynsym`, `.symtab` and `.gnu_debugdata`, and then checked
 //! against the code: a function that does nothing but hand over to another
 //! probed one is left out, and one that may call another is marked, so that
 //! the kernel program counts the outermost call once.
@@ -103,6 +103,21 @@ pub fn discover<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Discovery {
             None => not_read = Some("its symbol table is too large or damaged"),
         }
     }
+    let image = if elf::has_full_symbols(elf) {
+        None
+    } else {
+        elf::mini::image(elf)
+    };
+    let mini = image
+        .as_deref()
+        .and_then(|image| Elf::<&[u8]>::parse(image).ok());
+    let mini_symbols = || {
+        let symbols = mini
+            .as_ref()
+            .and_then(|mini| elf::symbols(mini, Table::Full));
+        symbols.into_iter().flatten()
+    };
+    mini_symbols().for_each(|symbol| signs.look_at(&symbol));
     if signs.is_dynamic_linker(elf) {
         return Discovery {
             families: Vec::new(),
@@ -114,11 +129,10 @@ pub fn discover<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Discovery {
             found.look_at(elf, &symbol, &signs);
         }
     }
-    if not_read.is_none()
-        && !elf::has_full_symbols(elf)
-        && elf::section(elf, ".gnu_debugdata").is_some()
-    {
-        not_read = Some("its .gnu_debugdata symbols are not read");
+    mini_symbols().for_each(|symbol| found.look_at(elf, &symbol, &signs));
+    let unread = !elf::has_full_symbols(elf) && elf::mini::is_present(elf) && mini.is_none();
+    if not_read.is_none() && unread {
+        not_read = Some("its .gnu_debugdata symbols are damaged or too large");
     }
     if found.functions.is_empty() && found.uncovered.is_empty() {
         return Discovery {

@@ -45,6 +45,8 @@ pub struct Account {
     pub(super) every_call: bool,
     /// Allocator functions that found no probe.
     pub(super) left_out: u64,
+    /// Pieces of mappings that the unwinder was not told of.
+    pub(super) unmapped: u64,
     /// Blocks whose task id makes no sense; it is not reported.
     pub(super) implausible: u64,
     /// Set for the command that the run started.
@@ -79,6 +81,7 @@ impl Account {
             unfollowed: 0,
             every_call: false,
             left_out: 0,
+            unmapped: 0,
             implausible: 0,
             command: None,
             descendant: false,
@@ -220,6 +223,7 @@ impl Account {
             .chain([
                 ("children_not_followed", self.unfollowed),
                 ("functions_not_probed", self.left_out),
+                ("mappings_not_kept", self.unmapped),
                 ("task_ids_implausible", self.implausible),
                 ("observations_out_of_order", ours.out_of_order),
                 ("blocks_listed_twice", ours.duplicates),

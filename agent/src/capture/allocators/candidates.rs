@@ -142,7 +142,7 @@ impl Candidates {
     pub(super) fn look_at<'data, R: ReadRef<'data>>(
         &mut self,
         elf: &Elf<'data, R>,
-        symbol: &Symbol<'data>,
+        symbol: &Symbol<'_>,
         signs: &Signs,
     ) {
         if symbol.kind == SymbolKind::Tls || symbol.name.len() > MAX_NAME {

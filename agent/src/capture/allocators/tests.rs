@@ -271,3 +271,34 @@ fn a_real_image_with_damaged_bytes_never_panics() {
         })
         .unwrap();
 }
+
+/// As Fedora makes them: stripped, with the packed symbols of its functions.
+#[test]
+fn symbols_of_a_stripped_program_are_unpacked() {
+    let folder = std::env::temp_dir().join(format!("lingerscope-mini-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let script = "printf 'void *malloc(unsigned long); void free(void *); int main(int c, char **v) { void *p = malloc(c); free(p); return p == v; }' > a.c \
+        && cc -O2 -static a.c -o whole && objcopy --only-keep-debug --strip-debug whole mini && xz -k mini \
+        && strip whole -o bare && objcopy --add-section .gnu_debugdata=mini.xz bare stripped \
+        && printf garbage > garbage && objcopy --add-section .gnu_debugdata=garbage bare damaged";
+    let made = Command::new("sh")
+        .args(["-c", script])
+        .current_dir(&folder)
+        .status()
+        .unwrap();
+    if !made.success() {
+        println!("skipped: needs cc, binutils, xz and a static C library");
+        return;
+    }
+    let look = |name: &str| {
+        let data = fs::read(folder.join(name)).unwrap();
+        discover(&Elf::parse(data.as_slice()).unwrap())
+    };
+    let (whole, bare) = (look("whole"), look("bare"));
+    assert_eq!(bare.families, []);
+    assert_eq!(look("stripped"), whole);
+    assert_eq!(whole.families.first().unwrap().kind, "glibc");
+    let damaged = look("damaged");
+    assert!(damaged.families.is_empty() && damaged.not_read.is_some());
+    fs::remove_dir_all(folder).unwrap();
+}
