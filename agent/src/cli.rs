@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     capture::{links::Method, trial},
     finding::Confidence,
-    inspect,
+    inspect, tasks,
 };
 
 /// Nothing found.
@@ -49,6 +49,11 @@ enum Command {
     },
     /// Print the daemon's default settings with explanations
     DefaultConfig,
+    /// List the Tokio tasks of a running process, by type
+    ///
+    /// Needs nothing in the process: neither tokio_unstable nor symbols. Exit codes: 0 listed, 1
+    /// error, 2 usage, 4 there is no table, with the reason.
+    Tasks(TasksArgs),
     /// What the attach trial tries its probes on
     #[command(name = trial::SUBCOMMAND, hide = true)]
     Trial,
@@ -99,6 +104,17 @@ pub struct InspectArgs {
     /// Start this command and inspect it from its first allocation, with its children
     #[arg(last = true, value_name = "CMD", group = "target")]
     pub command: Vec<OsString>,
+}
+
+/// Arguments of `tasks`.
+#[derive(Debug, Args)]
+pub struct TasksArgs {
+    /// The process
+    #[arg(short, long, value_name = "PID")]
+    pub pid: u32,
+    /// Print one JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Values of `--fail-on`.
@@ -163,6 +179,7 @@ pub fn run() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::CheckConfig { file } => settings::check(file.as_deref()),
         Command::DefaultConfig => settings::default(),
+        Command::Tasks(args) => tasks::run(&args),
         Command::Trial => return trial::subject(),
     };
     match result {

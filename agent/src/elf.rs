@@ -4,6 +4,8 @@
 
 pub mod frames;
 pub mod mini;
+pub mod functions;
+pub mod image;
 
 use std::borrow::Cow;
 

@@ -8,6 +8,7 @@ pub mod btf;
 pub mod cgroup;
 pub mod counting;
 pub mod cpu_clock;
+pub mod heap;
 pub mod kernel;
 pub mod mapping;
 pub mod meminfo;

@@ -7,7 +7,8 @@
 //! [`analysis`] judges it, [`finding`] is the one model that every
 //! [`output`] prints. [`alert`] decides what is told, [`config`] holds the
 //! settings. [`investigation`] runs them for processes, [`inspect`] is the
-//! front that names those.
+//! front that names those; [`tasks`] is the front that lists a process's Tokio
+//! tasks.
 //!
 //! `ledger`, `analysis`, `finding` and `alert` are pure: they know nothing of aya,
 //! tokio, files or clocks.
@@ -25,6 +26,7 @@ pub mod investigation;
 pub mod ledger;
 pub mod output;
 pub mod symbols;
+pub mod tasks;
 pub mod tokio_rt;
 pub mod unwind;
 pub mod watch;

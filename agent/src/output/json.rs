@@ -1,13 +1,11 @@
-//! The document as JSON.
+//! A document as JSON.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::finding::Document;
-
 /// Writes the document and a newline.
-pub fn write(document: &Document, out: &mut impl Write) -> io::Result<()> {
+pub fn write(document: &impl Serialize, out: &mut impl Write) -> io::Result<()> {
     let mut serializer = serde_json::Serializer::with_formatter(
         &mut *out,
         Harmless(serde_json::ser::PrettyFormatter::new()),

@@ -29,11 +29,13 @@ impl Style {
         }
     }
 
-    fn bold(self, text: &str) -> String {
+    /// Stands out.
+    pub(crate) fn bold(self, text: &str) -> String {
         self.paint("1", text)
     }
 
-    fn faint(self, text: &str) -> String {
+    /// Stands back.
+    pub(crate) fn faint(self, text: &str) -> String {
         self.paint("2", text)
     }
 }

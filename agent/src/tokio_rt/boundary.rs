@@ -109,6 +109,17 @@ fn is_boundary(plain: &str) -> bool {
         })
 }
 
+/// The future that a type is or wraps; `None` for one that names none, such
+/// as a trait object.
+pub fn future_of_type(name: &str) -> Option<Polled> {
+    named_type(name)
+}
+
+/// The future whose `poll`, or body, is the function of this name.
+pub fn future_of_poll(name: &str) -> Option<String> {
+    Path::parse(name)?.polled_type()
+}
+
 /// The future that a type argument of the boundary names. Placeholders of the
 /// legacy spelling (`T`) and trait objects name none.
 fn named_type(argument: &str) -> Option<Polled> {

@@ -10,6 +10,7 @@
 mod access;
 mod dwarf;
 mod slot;
+mod stripped;
 
 use std::ops::Range;
 
@@ -20,6 +21,7 @@ use object::{
     read::{ReadRef, elf::ProgramHeader as _},
 };
 
+pub use self::stripped::candidates;
 use self::{access::Addressing, slot::Slot};
 use crate::elf::{self, Elf, Symbol, SymbolKind, Table};
 
@@ -56,6 +58,8 @@ pub enum Source {
     Guard,
     /// Tokio's task code, into which the guard was inlined.
     TaskCode,
+    /// The running process, out of what the code of a stripped file allows.
+    Trial,
 }
 
 /// Why a file has no recipe.
@@ -114,42 +118,63 @@ pub fn recipe<'data, R: ReadRef<'data>>(
     let Some(context) = Context::of(elf)? else {
         return Err(absent(elf));
     };
-    let (size, align, address) = elf
-        .elf_program_headers()
-        .iter()
-        .find(|segment| segment.p_type(LittleEndian) == PT_TLS)
-        .map(|segment| {
-            (
-                segment.p_memsz(LittleEndian),
-                segment.p_align(LittleEndian),
-                segment.p_vaddr(LittleEndian),
-            )
-        })
-        .ok_or(WhyNot::Damaged("thread-local segment is missing"))?;
-    if context.variable.end as u64 > size {
+    let segment = Segment::of(elf, is_main_executable)?;
+    if context.variable.end as u64 > segment.size {
         return Err(WhyNot::Damaged("thread-local segment is too small"));
     }
-    let below = below_thread_pointer(address, size, align)
-        .ok_or(WhyNot::Damaged("thread-local segment is misaligned"))?;
-    let addressing = Addressing::of(elf, is_main_executable.then_some(below), size);
-    let block = if is_main_executable {
-        Block::BelowThreadPointer(below)
-    } else {
-        Block::ModuleIdAt(
-            addressing
-                .module_id_at
-                .ok_or(WhyNot::Damaged("relocations name no module id"))?,
-        )
-    };
     let (slot, source) = context
-        .slot(elf, &addressing)
+        .slot(elf, &segment.addressing)
         .ok_or_else(|| WhyNot::NotFound(tokio_version(elf)))?;
     Ok(Recipe {
-        block,
+        block: segment.block,
         slot: slot.value,
         has_tag: slot.has_tag,
         source,
     })
+}
+
+/// A file's thread-local segment.
+struct Segment {
+    size: u64,
+    block: Block,
+    addressing: Addressing,
+}
+
+impl Segment {
+    fn of<'data, R: ReadRef<'data>>(
+        elf: &Elf<'data, R>,
+        is_main_executable: bool,
+    ) -> Result<Self, WhyNot> {
+        let (size, align, address) = elf
+            .elf_program_headers()
+            .iter()
+            .find(|segment| segment.p_type(LittleEndian) == PT_TLS)
+            .map(|segment| {
+                (
+                    segment.p_memsz(LittleEndian),
+                    segment.p_align(LittleEndian),
+                    segment.p_vaddr(LittleEndian),
+                )
+            })
+            .ok_or(WhyNot::Damaged("thread-local segment is missing"))?;
+        let below = below_thread_pointer(address, size, align)
+            .ok_or(WhyNot::Damaged("thread-local segment is misaligned"))?;
+        let addressing = Addressing::of(elf, is_main_executable.then_some(below), size);
+        let block = if is_main_executable {
+            Block::BelowThreadPointer(below)
+        } else {
+            Block::ModuleIdAt(
+                addressing
+                    .module_id_at
+                    .ok_or(WhyNot::Damaged("relocations name no module id"))?,
+            )
+        };
+        Ok(Self {
+            size,
+            block,
+            addressing,
+        })
+    }
 }
 
 /// How far below the thread pointer the main executable's block starts (ELF
@@ -281,7 +306,8 @@ fn absent<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> WhyNot {
     }
 }
 
-fn minor(version: &str) -> Option<u32> {
+/// The second number of a version such as `1.54.1`.
+pub fn minor(version: &str) -> Option<u32> {
     version.strip_prefix("1.")?.split('.').next()?.parse().ok()
 }
 

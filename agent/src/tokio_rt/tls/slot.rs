@@ -55,10 +55,15 @@ pub(super) fn written(accesses: &[Access], context: &Range<i64>) -> Option<Slot>
     slot(&stored.flat_map(words).collect())
 }
 
-/// The slot that a function exchanges: reads into one register and overwrites
+/// The slot that a function exchanges.
+pub(super) fn exchanged(accesses: &[Access], context: &Range<i64>) -> Option<Slot> {
+    slot(&exchanged_words(accesses, context))
+}
+
+/// The words that a function exchanges: reads into one register and overwrites
 /// from another, or with a constant. What entering a task does wherever it was
 /// inlined.
-pub(super) fn exchanged(accesses: &[Access], context: &Range<i64>) -> Option<Slot> {
+pub(super) fn exchanged_words(accesses: &[Access], context: &Range<i64>) -> BTreeSet<i64> {
     let mut reads: BTreeMap<i64, BTreeSet<Register>> = BTreeMap::new();
     let mut found = BTreeSet::new();
     for access in accesses
@@ -76,7 +81,7 @@ pub(super) fn exchanged(accesses: &[Access], context: &Range<i64>) -> Option<Slo
             }
         }
     }
-    slot(&found)
+    found
 }
 
 /// The slot that most functions agree on, if that is a clear majority of at

@@ -1,0 +1,157 @@
+//! A process's files that may have Tokio in them.
+
+use std::{
+    collections::HashSet,
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{FIRST_READABLE, WhyNot, mapping};
+use crate::{
+    elf::image,
+    host::{
+        mapping::Mapping,
+        memory::Memory,
+        module::{Module, ModuleId},
+        process::{self, Process},
+    },
+    tokio_rt::{
+        cell::STAGE_WORDS,
+        file::{self, Answers, Questions, TaskFile},
+        sighting::Sighting,
+        tls::{self, Block},
+    },
+};
+
+/// Files that are looked at.
+const MAX_FILES: usize = 1024;
+
+/// A file with Tokio in it.
+pub(super) struct OpenModule {
+    module: Module,
+    pub(super) file: TaskFile,
+    /// Address in the process minus address as linked.
+    pub(super) bias: u64,
+}
+
+impl OpenModule {
+    pub(super) fn path(&self) -> &Path {
+        &self.module.path
+    }
+
+    pub(super) fn build_id(&self) -> Option<String> {
+        self.module.build_id.clone()
+    }
+
+    /// The second number of Tokio's version, if it is known.
+    pub(super) fn minor(&self) -> Option<u32> {
+        self.file.version.as_deref().and_then(tls::minor)
+    }
+
+    pub(super) fn name(&self, questions: &Questions) -> Answers {
+        let answers = self.module.with_elf(|elf| Ok(file::name(elf, questions)));
+        answers.unwrap_or_default()
+    }
+
+    /// The id that the dynamic linker has given a library.
+    pub(super) fn module_id(&self, pid: u32) -> Option<u64> {
+        let recipe = self.file.recipes.as_ref().ok()?.first()?;
+        let Block::ModuleIdAt(address) = recipe.block else {
+            return None;
+        };
+        let mappings = mapping::of(pid).ok()?;
+        let word = Memory::open(pid)
+            .ok()?
+            .word(&mappings, self.bias.wrapping_add(address));
+        word.ok().filter(|id| (1..1 << 16).contains(id))
+    }
+
+    /// The first words of a cell's future as linked addresses of this file's
+    /// constants; 0 for those that are none.
+    pub(super) fn linked(&self, seen: &Sighting) -> [u64; STAGE_WORDS] {
+        seen.cell.stage.map(|word| {
+            let linked = word.wrapping_sub(self.bias);
+            let inside = self.file.data.iter().any(|range| range.contains(&linked));
+            if inside { linked } else { 0 }
+        })
+    }
+}
+
+/// Files that could not be looked at, each with the reason.
+type Unread = Vec<(PathBuf, String)>;
+
+/// Opens a process's files and keeps those with Tokio.
+pub(super) fn open(process: &Process) -> io::Result<(Vec<OpenModule>, Unread)> {
+    let exe = process::exe_path(process);
+    let mut known = HashSet::new();
+    let (mut found, mut unread) = (Vec::new(), Vec::new());
+    for mapping in mapping::of(process.pid)? {
+        let id = ModuleId {
+            device: mapping.device,
+            inode: mapping.inode,
+        };
+        if !mapping.executable || !mapping.is_file() || known.len() >= MAX_FILES {
+            continue;
+        }
+        if !known.insert(id) {
+            continue;
+        }
+        match look(process, &mapping, &exe) {
+            Ok(module) => found.extend(module),
+            Err((path, why)) => unread.push((path, why)),
+        }
+    }
+    Ok((found, unread))
+}
+
+fn look(
+    process: &Process,
+    mapping: &Mapping,
+    exe: &Path,
+) -> Result<Option<OpenModule>, (PathBuf, String)> {
+    let module = Module::open(process.pid, mapping).map_err(|error| {
+        use std::os::unix::ffi::OsStrExt as _;
+        let path = PathBuf::from(std::ffi::OsStr::from_bytes(&mapping.path));
+        (path, format!("{error:#}"))
+    })?;
+    let path = module.path.clone();
+    let is_main = path == exe;
+    let read = module.with_elf(|elf| {
+        let file = file::analyse(elf, is_main).map_err(anyhow::Error::msg)?;
+        let bias = image::bias(elf, mapping.start, mapping.offset, true);
+        Ok((file, bias))
+    });
+    match read {
+        Ok((Some(file), Some(bias))) => Ok(Some(OpenModule { module, file, bias })),
+        Ok((Some(_), None)) => Err((path, "it is not mapped as its headers say".to_owned())),
+        Ok((None, _)) => Ok(None),
+        Err(error) => Err((path, format!("{error:#}"))),
+    }
+}
+
+/// Why there can be no table at all.
+pub(super) fn why_none(modules: &[OpenModule], unread: &Unread) -> Option<WhyNot> {
+    if modules.iter().any(|module| !module.file.vtables.is_empty()) {
+        return None;
+    }
+    let told = modules.iter().find_map(|module| {
+        let version = module.file.version.clone()?;
+        Some((module, version))
+    });
+    let shown = |path: &Path| path.display().to_string();
+    Some(match (told, unread.first()) {
+        (Some((module, version)), _) => {
+            let path = shown(module.path());
+            if module.minor().is_some_and(|minor| minor < FIRST_READABLE) {
+                WhyNot::TooOld { path, version }
+            } else {
+                WhyNot::NoVtables { path, version }
+            }
+        }
+        (None, Some((path, why))) => WhyNot::Unread {
+            path: shown(path),
+            why: why.clone(),
+        },
+        (None, None) => WhyNot::NoTokio,
+    })
+}
