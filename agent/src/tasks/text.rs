@@ -247,9 +247,10 @@ mod tests {
     fn many_tasks_are_cut() {
         let mut document = sample("app::serve");
         let entry = &mut document.types[0];
-        let tasks = (0..50).map(|id| TaskEntry {
-            id,
-            ..entry.tasks[0].clone()
+        let tasks = (0..50).map(|id| {
+            let mut task = entry.tasks[0].clone();
+            task.id = id;
+            task
         });
         entry.tasks = tasks.collect();
         assert_eq!(ids(entry), "ids 0, 1, 2, 3, 4, 5 … 47, 48, 49");

@@ -16,6 +16,8 @@ use crate::elf::{SymbolKind, functions::Functions, image::Image};
 
 /// Calls from a vtable's function to the code that is looked for.
 const DEPTH: u32 = 3;
+/// The same where nothing was inlined: debug builds.
+const DEBUG_DEPTH: u32 = 12;
 /// Longest symbol that is demangled.
 const MAX_SYMBOL: usize = 16 << 10;
 /// Longest type that is kept.
@@ -81,11 +83,16 @@ pub fn of_vtable<'data, R: ReadRef<'data>>(
     vtable: &Vtable,
 ) -> FutureName {
     let full = by_poll(code.functions, vtable.poll()).or_else(|| by_drop(code, vtable));
-    let reached = code.reachable(&[vtable.poll()], DEPTH);
-    let location = source_location::of_future(code, &reached).or_else(|| {
-        let reached = code.reachable(&vtable.owners(), DEPTH);
-        source_location::of_future(code, &reached)
-    });
+    let near = [(&[vtable.poll()][..], DEPTH), (&vtable.owners()[..], DEPTH)];
+    let far = (&[vtable.poll()][..], DEBUG_DEPTH);
+    let location = near
+        .into_iter()
+        .map(|place| (place, false))
+        .chain([(far, true)])
+        .find_map(|((starts, depth), certain)| {
+            let reached = code.reachable(starts, depth, certain);
+            source_location::of_future(code, &reached, certain)
+        });
     let (short, kind) = full.as_deref().map_or((None, Kind::Future), described);
     FutureName {
         full,
@@ -108,8 +115,8 @@ pub fn of_trait_object<'data, R: ReadRef<'data>>(
         .collect();
     let full = names.into_iter().next();
     let short = full.as_deref().and_then(boundary::future_of_poll);
-    let reached = code.reachable(&[poll], DEPTH);
-    let location = source_location::of_future(code, &reached);
+    let reached = code.reachable(&[poll], DEPTH, false);
+    let location = source_location::of_future(code, &reached, false);
     (short.is_some() || location.is_some()).then_some(FutureName {
         full,
         short,
@@ -162,7 +169,7 @@ fn by_drop<'data, R: ReadRef<'data>>(
     code: &mut TaskCode<'_, '_, 'data, R>,
     vtable: &Vtable,
 ) -> Option<String> {
-    let reached = code.reachable(&vtable.owners(), DEPTH);
+    let reached = code.reachable(&vtable.owners(), DEPTH, false);
     let mut best: Option<((usize, u32), String)> = None;
     for found in reached {
         for symbol in code.functions.symbols(found.function) {

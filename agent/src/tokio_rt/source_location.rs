@@ -90,9 +90,11 @@ impl SourceLocation {
 }
 
 /// The likeliest place of a future, whose code is in `reached` functions.
+/// `certain` asks for an async function's own panic and takes no other.
 pub fn of_future<'data, R: ReadRef<'data>>(
     code: &mut TaskCode<'_, '_, 'data, R>,
     reached: &[Reached],
+    certain: bool,
 ) -> Option<SourceLocation> {
     let mut best: Option<(Rank, SourceLocation)> = None;
     for found in reached {
@@ -109,6 +111,9 @@ pub fn of_future<'data, R: ReadRef<'data>>(
                 depth: found.depth,
                 order,
             };
+            if certain && rank.is_other_panic {
+                continue;
+            }
             if best.as_ref().is_none_or(|(known, _)| rank < *known) {
                 best = Some((rank, location));
             }

@@ -20,7 +20,7 @@ use super::{
     acceptance::{self, Known, Outcome},
     cell::{self, State},
     file::{self, Answers, Questions},
-    future_name::FutureName,
+    future_name::{FutureName, Kind},
     sighting::{Sighting, Sightings, VtableId},
     source_location::SourceLocation,
     tls,
@@ -322,12 +322,18 @@ fn fill(
             };
             let object = object(module, &answers, place, &questions, seen);
             let kind = *kinds.entry((place, object)).or_insert_with(|| {
-                table.types.push(future_type(
+                let mut kind = future_type(
                     (shown, aligned, module.minor()),
                     &questions,
                     &answers,
                     (place, object),
-                ));
+                );
+                // A future is in its owner's list from the moment it is
+                // spawned; work of the blocking pool never is.
+                if kind.name.full.is_none() && seen.cell.owner == 0 {
+                    kind.name.kind = Kind::Blocking;
+                }
+                table.types.push(kind);
                 table.types.len() - 1
             });
             let spawned_at = seen.cell.spawn_location.and_then(|address| {

@@ -21,7 +21,7 @@ const MAX_BODY: u64 = 256 << 10;
 /// servers.
 const MAX_CODE: u64 = 96 << 20;
 /// Functions below one start that are looked at.
-const MAX_REACHED: usize = 400;
+const MAX_REACHED: usize = 1200;
 /// How many instructions behind a constant's load its use as an argument is
 /// looked for.
 const ARGUMENT_REACH: usize = 8;
@@ -42,6 +42,8 @@ pub struct Body {
     pub extent: Range<u64>,
     /// Functions that it calls or jumps to, in order, with repetitions.
     pub calls: Vec<u64>,
+    /// Functions whose addresses it loads: they are called by others for it.
+    pub handed_on: Vec<u64>,
     /// Constants that it loads, in order.
     pub loads: Vec<Load>,
 }
@@ -88,8 +90,9 @@ impl<'a, 'elf, 'data, R: ReadRef<'data>> TaskCode<'a, 'elf, 'data, R> {
     }
 
     /// The functions that can be reached from `starts` by at most `depth`
-    /// calls, nearest first.
-    pub fn reachable(&mut self, starts: &[u64], depth: u32) -> Vec<Reached> {
+    /// calls, nearest first; calls by others for it count only if `handed_on`
+    /// says so.
+    pub fn reachable(&mut self, starts: &[u64], depth: u32, handed_on: bool) -> Vec<Reached> {
         let mut queue: VecDeque<Reached> = starts
             .iter()
             .map(|start| Reached {
@@ -107,7 +110,9 @@ impl<'a, 'elf, 'data, R: ReadRef<'data>> TaskCode<'a, 'elf, 'data, R> {
             if next.depth >= depth {
                 continue;
             }
-            for call in &self.body(next.function).calls {
+            let body = self.body(next.function);
+            let others = body.handed_on.iter().filter(|_| handed_on);
+            for call in body.calls.iter().chain(others) {
                 if seen.len() < 4 * MAX_REACHED && seen.insert(*call) {
                     queue.push_back(Reached {
                         function: *call,
@@ -146,6 +151,14 @@ impl<'a, 'elf, 'data, R: ReadRef<'data>> TaskCode<'a, 'elf, 'data, R> {
                 break;
             }
             index += 1;
+            let address = instruction.memory_displacement64();
+            if instruction.mnemonic() == Mnemonic::Lea
+                && instruction.memory_base() == Register::RIP
+                && self.image.is_code(address)
+                && !body.extent.contains(&address)
+            {
+                body.handed_on.push(address);
+            }
             if let Some(constant) = self.constant(&instruction) {
                 waiting.push_back((index, body.loads.len()));
                 body.loads.push(Load {

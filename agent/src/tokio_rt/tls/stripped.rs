@@ -46,7 +46,7 @@ pub fn candidates<'data, R: ReadRef<'data>>(
     let step = vtables.len().div_ceil(MAX_VOTERS).max(1);
     for vtable in vtables.iter().step_by(step) {
         let mut words = BTreeSet::new();
-        for reached in code.reachable(&vtable.functions, DEPTH) {
+        for reached in code.reachable(&vtable.functions, DEPTH, false) {
             let exchanged = exchanges.entry(reached.function).or_insert_with(|| {
                 let body = code.code(reached.function);
                 let body = body.get(..MAX_BODY).unwrap_or(body);
