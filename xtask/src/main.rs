@@ -9,6 +9,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod matrix;
 mod object;
 mod packages;
 mod rust_code;
@@ -47,6 +48,8 @@ enum Command {
     Test(test::Options),
     /// Format, lints, documentation, layout rules, spelling, licences
     Check,
+    /// Compare the task table with the truth over versions of Tokio, profiles and allocators
+    Matrix(matrix::Options),
     /// Measure what tracing costs
     Bench,
 }
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options, no_install),
         Command::Test(options) => test::run(&options, no_install),
         Command::Check => check::run(no_install),
+        Command::Matrix(options) => matrix::run(&options, no_install),
         Command::Bench => bench::run(no_install),
     };
     match result {

@@ -107,6 +107,9 @@ pub(super) struct TypeEntry {
     pub(super) future: Option<Text>,
     /// Its type in full.
     r#type: Option<Text>,
+    /// What it may be, where the compiler has merged functions and nothing
+    /// tells which.
+    pub(super) alternatives: Vec<Text>,
     /// `file:line:column` of its code, as far as the file tells.
     pub(super) location: Option<Text>,
     /// `future`, `blocking` or `runtime`.
@@ -306,6 +309,7 @@ fn type_entry(kind: &FutureType) -> TypeEntry {
     TypeEntry {
         future: told(&|name| name.short.as_ref().map(Text::symbol)),
         r#type: told(&|name| name.full.as_ref().map(Text::symbol)),
+        alternatives: kind.name.alternatives.iter().map(Text::symbol).collect(),
         location: told(&|name| {
             let location = name.location.as_ref()?;
             Some(Text::name(location.to_string()))
@@ -375,6 +379,7 @@ pub(super) mod tests {
         let named = |short: Option<&str>, kind| FutureName {
             full: short.map(|short| format!("{short}::{{{{closure}}}}")),
             short: short.map(str::to_owned),
+            alternatives: Vec::new(),
             location: Some(SourceLocation {
                 file: format!("src/{name}.rs"),
                 line: 7,
@@ -461,7 +466,7 @@ pub(super) mod tests {
         );
         assert_eq!(
             keys(&value["types"][0]),
-            "boxed cell_bytes count future future_bytes kind location module tasks type"
+            "alternatives boxed cell_bytes count future future_bytes kind location module tasks type"
         );
         assert_eq!(
             keys(&value["types"][0]["tasks"][0]),

@@ -107,6 +107,14 @@ fn name(entry: &TypeEntry) -> String {
         (Some(future), "blocking") => format!("{future} (blocking pool)"),
         (Some(future), _) if entry.boxed => format!("{future} (boxed)"),
         (Some(future), _) => future.to_string(),
+        (None, _) if !entry.alternatives.is_empty() => {
+            let list: Vec<&str> = entry
+                .alternatives
+                .iter()
+                .map(|name| name.as_str())
+                .collect();
+            list.join(" or ")
+        }
         (None, "runtime") => "Tokio's workers".to_owned(),
         (None, "blocking") if entry.location.is_none() => {
             "unnamed work on the blocking pool".to_owned()

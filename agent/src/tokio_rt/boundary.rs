@@ -120,6 +120,18 @@ pub fn future_of_poll(name: &str) -> Option<String> {
     Path::parse(name)?.polled_type()
 }
 
+/// Whether the function of this name is the body of an async function or
+/// block of the program's own.
+pub fn is_own_body(name: &str) -> bool {
+    Path::parse(name).is_some_and(|path| {
+        let own = !PLUMBING
+            .iter()
+            .any(|crate_name| path.plain().starts_with(crate_name));
+        let last = path.plain().rsplit("::").next();
+        own && last.is_some_and(path::is_closure)
+    })
+}
+
 /// The future that a type argument of the boundary names. Placeholders of the
 /// legacy spelling (`T`) and trait objects name none.
 fn named_type(argument: &str) -> Option<Polled> {

@@ -10,7 +10,7 @@ use object::read::ReadRef;
 
 use super::{
     cell::STAGE_WORDS,
-    future_name::{self, FutureName},
+    future_name::{self, FutureName, Namer},
     source_location::SourceLocation,
     task_code::TaskCode,
     tls::{self, Recipe, WhyNot},
@@ -78,6 +78,8 @@ pub fn analyse<'data, R: ReadRef<'data>>(
 /// What is asked of a file once it is known which vtables are in use.
 #[derive(Clone, Debug, Default)]
 pub struct Questions {
+    /// All vtables of the file.
+    pub all: Vec<Vtable>,
     /// Vtables with cells.
     pub vtables: Vec<Vtable>,
     /// First words of their futures, by vtable; words that point into the
@@ -109,8 +111,9 @@ pub fn name<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>, questions: &Questions
     };
     let functions = Functions::of(elf);
     let mut code = TaskCode::new(&image, &functions);
+    let mut namer = Namer::new(&mut code, &questions.all);
     for (index, vtable) in questions.vtables.iter().enumerate() {
-        let name = future_name::of_vtable(&mut code, vtable);
+        let name = namer.name(&mut code, vtable);
         let stages = questions.stages.get(index).into_iter().flatten();
         if may_be_boxed(&name, vtable) {
             for object in stages.flat_map(objects) {

@@ -2,17 +2,23 @@
 //!
 //! v0 symbols of the vtable's `poll` name it. Legacy symbols have no type
 //! arguments, but the drop of a cell is called `drop_in_place<Cell<F, S>>`.
-//! A stripped file has no types; there the source location has to do.
+//! Compilers make one function of several that do the same, and two futures
+//! that hold the same are dropped alike: such a name is believed only if no
+//! other future shares the function. Then the function that says where the
+//! future stands in the source names it, or its alternatives are told. A
+//! stripped file has no types; there the source location has to do.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use object::read::ReadRef;
 
 use super::{
     boundary::{self, Polled},
-    source_location::{self, SourceLocation},
+    source_location::{self, Found, SourceLocation},
     task_code::TaskCode,
     vtable::Vtable,
 };
-use crate::elf::{SymbolKind, functions::Functions, image::Image};
+use crate::elf::{functions::Functions, image::Image};
 
 /// Calls from a vtable's function to the code that is looked for.
 const DEPTH: u32 = 3;
@@ -39,6 +45,8 @@ pub struct FutureName {
     pub full: Option<String>,
     /// The function or type that a person would look for.
     pub short: Option<String>,
+    /// What it may be, where functions were merged and nothing tells which.
+    pub alternatives: Vec<String>,
     /// Where it is in the source.
     pub location: Option<SourceLocation>,
     /// Whose work it is.
@@ -77,28 +85,151 @@ fn strip_path(full: &str) -> &str {
     full.get(start..).unwrap_or(full)
 }
 
-/// Names the future of a vtable.
-pub fn of_vtable<'data, R: ReadRef<'data>>(
-    code: &mut TaskCode<'_, '_, 'data, R>,
-    vtable: &Vtable,
-) -> FutureName {
-    let full = by_poll(code.functions, vtable.poll()).or_else(|| by_drop(code, vtable));
-    let near = [(&[vtable.poll()][..], DEPTH), (&vtable.owners()[..], DEPTH)];
-    let far = (&[vtable.poll()][..], DEBUG_DEPTH);
-    let location = near
-        .into_iter()
-        .map(|place| (place, false))
-        .chain([(far, true)])
-        .find_map(|((starts, depth), certain)| {
-            let reached = code.reachable(starts, depth, certain);
-            source_location::of_future(code, &reached, certain)
-        });
-    let (short, kind) = full.as_deref().map_or((None, Kind::Future), described);
-    FutureName {
-        full,
-        short,
-        location: location.filter(|_| kind != Kind::Runtime),
-        kind,
+/// Most alternatives that are told.
+const MAX_ALTERNATIVES: usize = 8;
+
+/// Names the futures of one file.
+#[derive(Default)]
+pub struct Namer {
+    /// Functions that drop a cell or its future, and the vtables (by `poll`)
+    /// they serve.
+    drops: BTreeMap<u64, BTreeSet<u64>>,
+    found: BTreeMap<u64, Option<Found>>,
+}
+
+/// A function that drops a future, and whose it may be.
+struct Drop {
+    function: u64,
+    names: BTreeSet<String>,
+}
+
+impl Namer {
+    /// `all` are the file's vtables, in use or not.
+    pub fn new<'data, R: ReadRef<'data>>(
+        code: &mut TaskCode<'_, '_, 'data, R>,
+        all: &[Vtable],
+    ) -> Self {
+        let mut namer = Self::default();
+        for vtable in all {
+            if let Some(drop) = drop_of(code, vtable) {
+                let served = namer.drops.entry(drop.function).or_default();
+                served.insert(vtable.poll());
+            }
+        }
+        namer
+    }
+
+    /// Names the future of a vtable.
+    pub fn name<'data, R: ReadRef<'data>>(
+        &mut self,
+        code: &mut TaskCode<'_, '_, 'data, R>,
+        vtable: &Vtable,
+    ) -> FutureName {
+        let found = self.found(code, vtable);
+        let by_poll = names_of_poll(code.functions, vtable.poll());
+        let mut names = if by_poll.is_empty() {
+            self.names_of_drop(code, vtable, found.as_ref())
+        } else {
+            by_poll
+        };
+        if names.len() != 1
+            && let Some(own) = found.as_ref().and_then(|found| name_of_body(code, found))
+            && (names.is_empty() || names.contains(&own))
+        {
+            names = BTreeSet::from([own]);
+        }
+        let full = if names.len() == 1 {
+            names.pop_first()
+        } else {
+            None
+        };
+        let (short, kind) = full.as_deref().map_or((None, Kind::Future), described);
+        FutureName {
+            full,
+            short,
+            alternatives: names.into_iter().take(MAX_ALTERNATIVES).collect(),
+            location: found
+                .map(|found| found.location)
+                .filter(|_| kind != Kind::Runtime),
+            kind,
+        }
+    }
+
+    /// Where the future of a vtable stands in the source.
+    fn found<'data, R: ReadRef<'data>>(
+        &mut self,
+        code: &mut TaskCode<'_, '_, 'data, R>,
+        vtable: &Vtable,
+    ) -> Option<Found> {
+        if let Some(known) = self.found.get(&vtable.poll()) {
+            return known.clone();
+        }
+        let near = [(&[vtable.poll()][..], DEPTH), (&vtable.owners()[..], DEPTH)];
+        let far = (&[vtable.poll()][..], DEBUG_DEPTH);
+        let found = near
+            .into_iter()
+            .map(|place| (place, false))
+            .chain([(far, true)])
+            .find_map(|((starts, depth), certain)| {
+                let reached = code.reachable(starts, depth, certain);
+                source_location::of_future(code, &reached, certain)
+            });
+        self.found.insert(vtable.poll(), found.clone());
+        found
+    }
+
+    /// The names that the drop of a cell gives; none if it also drops a
+    /// future that stands elsewhere in the source, and so has another name.
+    fn names_of_drop<'data, R: ReadRef<'data>>(
+        &mut self,
+        code: &mut TaskCode<'_, '_, 'data, R>,
+        vtable: &Vtable,
+        found: Option<&Found>,
+    ) -> BTreeSet<String> {
+        let Some(drop) = drop_of(code, vtable) else {
+            return BTreeSet::new();
+        };
+        if drop.names.len() > 1 {
+            return drop.names;
+        }
+        let served = self.drops.get(&drop.function).cloned().unwrap_or_default();
+        let others = served.into_iter().filter(|poll| *poll != vtable.poll());
+        let own = found.map(|found| &found.location);
+        for poll in others.take(MAX_SHARED) {
+            let other = Vtable {
+                functions: [poll; 7],
+                ..vtable.clone()
+            };
+            let other = self.found(code, &other).map(|found| found.location);
+            if own.is_none() || other.as_ref() != own {
+                return BTreeSet::new();
+            }
+        }
+        drop.names
+    }
+}
+
+/// Vtables that share a drop function and are compared.
+const MAX_SHARED: usize = 32;
+
+/// The name of the function that names the place, if it is a future's body.
+fn name_of_body<'data, R: ReadRef<'data>>(
+    code: &TaskCode<'_, '_, 'data, R>,
+    found: &Found,
+) -> Option<String> {
+    if !found.is_opening {
+        return None;
+    }
+    let symbols = code.functions.symbols(found.function);
+    let mut names: BTreeSet<String> = symbols
+        .iter()
+        .filter_map(|symbol| demangled(symbol.name))
+        .filter(|name| boundary::is_own_body(name))
+        .collect();
+    if names.len() == 1 {
+        names.pop_first()
+    } else {
+        None
     }
 }
 
@@ -109,19 +240,24 @@ pub fn of_trait_object<'data, R: ReadRef<'data>>(
 ) -> Option<FutureName> {
     let poll = trait_object_method(code.image, address)?;
     let symbols = code.functions.symbols(poll);
-    let names: Vec<String> = symbols
+    let mut names: BTreeSet<String> = symbols
         .iter()
         .filter_map(|symbol| demangled(symbol.name))
         .collect();
-    let full = names.into_iter().next();
+    // Of several merged functions none is certain.
+    let full = if names.len() == 1 {
+        names.pop_first()
+    } else {
+        None
+    };
     let short = full.as_deref().and_then(boundary::future_of_poll);
     let reached = code.reachable(&[poll], DEPTH, false);
-    let location = source_location::of_future(code, &reached, false);
+    let location = source_location::of_future(code, &reached, false).map(|found| found.location);
     (short.is_some() || location.is_some()).then_some(FutureName {
         full,
         short,
         location,
-        kind: Kind::Future,
+        ..FutureName::default()
     })
 }
 
@@ -153,39 +289,40 @@ fn demangled(symbol: &[u8]) -> Option<String> {
     Some(format!("{name:#}"))
 }
 
-/// By the v0 symbol of the vtable's `poll`.
-fn by_poll(functions: &Functions<'_>, poll: u64) -> Option<String> {
-    functions.symbols(poll).iter().find_map(|symbol| {
-        if !symbol.name.starts_with(b"_R") {
-            return None;
-        }
-        let name = demangled(symbol.name)?;
-        first_argument(name.strip_prefix(POLL)?)
-    })
+/// By the v0 symbols of the vtable's `poll`.
+fn names_of_poll(functions: &Functions<'_>, poll: u64) -> BTreeSet<String> {
+    let symbols = functions.symbols(poll).iter();
+    symbols
+        .filter(|symbol| symbol.name.starts_with(b"_R"))
+        .filter_map(|symbol| first_argument(demangled(symbol.name)?.strip_prefix(POLL)?))
+        .collect()
 }
 
-/// By the drop of what holds the future.
-fn by_drop<'data, R: ReadRef<'data>>(
+/// By the drop of what holds the future: the most telling one that is near.
+fn drop_of<'data, R: ReadRef<'data>>(
     code: &mut TaskCode<'_, '_, 'data, R>,
     vtable: &Vtable,
-) -> Option<String> {
+) -> Option<Drop> {
     let reached = code.reachable(&vtable.owners(), DEPTH, false);
-    let mut best: Option<((usize, u32), String)> = None;
+    let mut best: Option<((usize, u32), Drop)> = None;
     for found in reached {
+        let mut held_by: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
         for symbol in code.functions.symbols(found.function) {
-            if symbol.kind != SymbolKind::Function {
-                continue;
-            }
-            let Some((holder, name)) = demangled(symbol.name).as_deref().and_then(held) else {
-                continue;
-            };
-            let rank = (holder, found.depth);
-            if best.as_ref().is_none_or(|(known, _)| rank < *known) {
-                best = Some((rank, name));
+            let name = demangled(symbol.name);
+            if let Some((holder, name)) = name.as_deref().and_then(held) {
+                held_by.entry(holder).or_default().insert(name);
             }
         }
+        let Some((holder, names)) = held_by.pop_first() else {
+            continue;
+        };
+        let rank = (holder, found.depth);
+        if best.as_ref().is_none_or(|(known, _)| rank < *known) {
+            let function = found.function;
+            best = Some((rank, Drop { function, names }));
+        }
     }
-    best.map(|(_, name)| name)
+    best.map(|(_, drop)| drop)
 }
 
 /// The future in `drop_in_place<Cell<F, S>>` and its kin, and which of the

@@ -89,14 +89,25 @@ impl SourceLocation {
     }
 }
 
+/// A place that a future's code names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The place.
+    pub location: SourceLocation,
+    /// The function whose code names it.
+    pub function: u64,
+    /// It is an async function's own opening, not just somewhere in it.
+    pub is_opening: bool,
+}
+
 /// The likeliest place of a future, whose code is in `reached` functions.
 /// `certain` asks for an async function's own panic and takes no other.
 pub fn of_future<'data, R: ReadRef<'data>>(
     code: &mut TaskCode<'_, '_, 'data, R>,
     reached: &[Reached],
     certain: bool,
-) -> Option<SourceLocation> {
-    let mut best: Option<(Rank, SourceLocation)> = None;
+) -> Option<Found> {
+    let mut best: Option<(Rank, Found)> = None;
     for found in reached {
         let body = code.body(found.function);
         for (order, load) in body.loads.iter().enumerate() {
@@ -115,11 +126,16 @@ pub fn of_future<'data, R: ReadRef<'data>>(
                 continue;
             }
             if best.as_ref().is_none_or(|(known, _)| rank < *known) {
-                best = Some((rank, location));
+                let found = Found {
+                    location,
+                    function: found.function,
+                    is_opening: !rank.is_other_panic,
+                };
+                best = Some((rank, found));
             }
         }
     }
-    best.map(|(_, location)| location)
+    best.map(|(_, found)| found)
 }
 
 /// The smaller, the likelier.

@@ -407,7 +407,10 @@ fn accepted(
 
 /// What to ask the file, and where in the questions each vtable is.
 fn questions(module: &OpenModule, cells: &[&Sighting]) -> (Questions, HashMap<usize, usize>) {
-    let mut questions = Questions::default();
+    let mut questions = Questions {
+        all: module.file.vtables.clone(),
+        ..Questions::default()
+    };
     let mut order: HashMap<usize, usize> = HashMap::new();
     let used: BTreeSet<usize> = cells.iter().map(|seen| seen.vtable.vtable).collect();
     for index in used {

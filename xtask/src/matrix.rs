@@ -1,0 +1,167 @@
+//! `cargo xtask matrix`: one program with many kinds of tasks, built over
+//! versions of Tokio, profiles and allocators; the ids that it prints are
+//! compared with the table that lingerscope reads.
+
+mod builds;
+mod comparison;
+
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use self::{
+    builds::Build,
+    comparison::{Comparison, Printed},
+};
+use crate::{build, packages::Need, setup, shell};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only builds whose names contain one of these; without any, all of them (about 15 minutes)
+    filter: Vec<String>,
+    /// Use this lingerscope instead of building it
+    #[arg(long)]
+    binary: Option<PathBuf>,
+}
+
+/// How long the program may take until it has started its tasks.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
+    let lingerscope = match &options.binary {
+        Some(binary) => {
+            fs::canonicalize(binary).with_context(|| format!("cannot find {}", binary.display()))?
+        }
+        None => {
+            let tools = setup::prepare(Need::Build, no_install)?;
+            build::agent_and(&tools, &[])?.path("lingerscope")?
+        }
+    };
+    let chosen: Vec<Build> = builds::all()
+        .into_iter()
+        .filter(|build| {
+            let wanted = |part: &String| build.name.contains(part.as_str());
+            options.filter.is_empty() || options.filter.iter().any(wanted)
+        })
+        .collect();
+    if chosen.is_empty() {
+        bail!("no build's name contains any of {:?}", options.filter);
+    }
+    let mut rows = String::new();
+    let mut failed = Vec::new();
+    for build in &chosen {
+        let outcome = try_one(build, &lingerscope);
+        let row = match &outcome {
+            Ok(comparison) => comparison.to_string(),
+            Err(error) => format!("failed: {error:#} | | | "),
+        };
+        eprintln!("matrix: {}: {row}", build.name);
+        writeln!(rows, "| {} | {row} |", build.name)?;
+        if !outcome.is_ok_and(|comparison| comparison.is_right(build)) {
+            failed.push(build.name.clone());
+        }
+    }
+    println!("| build | tasks | names | source lines | current task id |");
+    println!("| --- | --- | --- | --- | --- |");
+    print!("{rows}");
+    if !failed.is_empty() {
+        bail!("wrong or missing in: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Builds and starts the program, and compares.
+fn try_one(build: &Build, lingerscope: &Path) -> Result<Comparison> {
+    let program = make(build)?;
+    let (program, printed) = Program::start(&program)?;
+    // The busy ones get into their rhythm.
+    thread::sleep(Duration::from_millis(300));
+    let mut tasks = shell::as_root(lingerscope, &[]);
+    let pid = program.0.id().to_string();
+    tasks.args(["tasks", "--json", "-p", &pid]);
+    let output = tasks.output().context("cannot start lingerscope")?;
+    drop(program);
+    let document = serde_json::from_slice(&output.stdout).with_context(|| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        format!(
+            "lingerscope ({}) printed no document: {said}",
+            output.status
+        )
+    })?;
+    Comparison::of(build, &printed, &document, output.status.code())
+}
+
+/// Makes a package around the sample and builds it.
+fn make(build: &Build) -> Result<PathBuf> {
+    let directory = shell::root().join("target/matrix").join(&build.name);
+    let source = directory.join("src");
+    fs::create_dir_all(&source)?;
+    write(&directory.join("Cargo.toml"), &build.manifest())?;
+    write(&source.join("main.rs"), SAMPLE)?;
+    let mut cargo = shell::cargo();
+    cargo
+        .current_dir(&directory)
+        .args(["build", "--quiet", "--target-dir", "target"])
+        .args(build.arguments())
+        .env("RUSTFLAGS", &build.flags);
+    shell::run(&mut cargo)?;
+    Ok(directory.join("target").join(build.output()))
+}
+
+/// Only if it changes, so that cargo builds nothing anew.
+fn write(path: &Path, text: &str) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The program that is built.
+const SAMPLE: &str = include_str!("../matrix/sample.rs");
+
+/// The running program, stopped whatever happens.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+impl Program {
+    /// Starts it; what it has printed until it was ready.
+    fn start(path: &Path) -> Result<(Self, Vec<Printed>)> {
+        let mut child = shell::command(path)
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", path.display()))?;
+        let output = child.stdout.take().context("no output")?;
+        let program = Self(child);
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                drop(sender.send(line));
+            }
+        });
+        let deadline = Instant::now() + START_LIMIT;
+        let mut printed = Vec::new();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = lines.recv_timeout(left).context("it did not get ready")?;
+            if line == "READY" {
+                return Ok((program, printed));
+            }
+            printed.push(Printed::parse(&line)?);
+        }
+    }
+}

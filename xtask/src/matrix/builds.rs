@@ -1,0 +1,180 @@
+//! What is built: versions, profiles, allocators.
+
+/// Tokio's version in this workspace is the newest that is tried.
+const NEWEST: &str = "1.54.1";
+/// Versions that are tried in release and stripped builds: the first that can
+/// be read, and one before and after each change of layout.
+const VERSIONS: [&str; 9] = [
+    "1.23.1", "1.28.2", "1.30.0", "1.35.1", "1.38.2", "1.40.0", "1.44.2", "1.47.1", NEWEST,
+];
+/// Versions that are refused with a sentence.
+const TOO_OLD: [&str; 2] = ["1.20.6", "1.22.0"];
+
+const RELEASE: &str = "";
+const STRIPPED: &str = "strip = true\nlto = \"fat\"\ncodegen-units = 1\n";
+
+/// One way to build the sample.
+#[derive(Clone, Debug)]
+pub(crate) struct Build {
+    pub(crate) name: String,
+    pub(crate) tokio: &'static str,
+    /// Lines of the release profile; `None` for a debug build.
+    profile: Option<&'static str>,
+    pub(crate) flags: &'static str,
+    target: Option<&'static str>,
+    allocator: Option<(&'static str, &'static str)>,
+}
+
+impl Build {
+    fn new(name: &str, tokio: &'static str, profile: Option<&'static str>) -> Self {
+        Self {
+            name: format!("{tokio} {name}").replace(' ', "-"),
+            tokio,
+            profile,
+            flags: "",
+            target: None,
+            allocator: None,
+        }
+    }
+
+    fn flags(self, flags: &'static str) -> Self {
+        Self { flags, ..self }
+    }
+
+    fn target(self, target: &'static str) -> Self {
+        Self {
+            target: Some(target),
+            ..self
+        }
+    }
+
+    fn allocator(self, crate_name: &'static str, feature: &'static str) -> Self {
+        Self {
+            allocator: Some((crate_name, feature)),
+            ..self
+        }
+    }
+
+    /// Whether symbols are left to name futures by.
+    pub(crate) fn has_symbols(&self) -> bool {
+        !self.profile.is_some_and(|lines| lines.contains("strip"))
+    }
+
+    /// Whether this version's tasks can be listed.
+    pub(crate) fn is_readable(&self) -> bool {
+        !TOO_OLD.contains(&self.tokio)
+    }
+
+    /// The package around the sample.
+    pub(crate) fn manifest(&self) -> String {
+        let (dependency, feature) = match self.allocator {
+            Some((name, feature)) => {
+                let line = format!(
+                    "{name} = {{ version = \"*\", default-features = false, optional = true }}\n"
+                );
+                (line, format!("{feature} = [\"dep:{name}\"]\n"))
+            }
+            None => (String::new(), String::new()),
+        };
+        format!(
+            "[package]\nname = \"sample\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n[workspace]\n\n\
+             [dependencies]\ntokio = {{ version = \"={}\", features = [\"rt-multi-thread\", \"time\", \"sync\"] }}\n{dependency}\n\
+             [features]\njemalloc = []\nmimalloc = []\n{feature}\n[profile.release]\n{}",
+            self.tokio,
+            self.profile.unwrap_or_default(),
+        )
+        .replacen(
+            // The allocator's own line takes the empty one's place.
+            &self.allocator.map_or_else(String::new, |(_, feature)| format!("{feature} = []\n")),
+            "",
+            usize::from(self.allocator.is_some()),
+        )
+    }
+
+    /// Arguments of `cargo build`.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut arguments: Vec<String> = Vec::new();
+        arguments.extend(self.profile.map(|_| "--release".to_owned()));
+        arguments.extend(self.target.map(|target| format!("--target={target}")));
+        arguments.extend(
+            self.allocator
+                .map(|(_, feature)| format!("--features={feature}")),
+        );
+        arguments
+    }
+
+    /// The program below the target directory.
+    pub(crate) fn output(&self) -> String {
+        let profile = if self.profile.is_some() {
+            "release"
+        } else {
+            "debug"
+        };
+        match self.target {
+            Some(target) => format!("{target}/{profile}/sample"),
+            None => format!("{profile}/sample"),
+        }
+    }
+}
+
+/// Everything that is tried.
+pub(crate) fn all() -> Vec<Build> {
+    let newest = |name: &str, profile| Build::new(name, NEWEST, profile);
+    let mut builds = Vec::new();
+    for version in VERSIONS {
+        builds.push(Build::new("release", version, Some(RELEASE)));
+        builds.push(Build::new("fat LTO stripped", version, Some(STRIPPED)));
+    }
+    builds.extend([
+        newest("debug", None),
+        newest("line tables", Some("debug = \"line-tables-only\"\n")),
+        newest("full debug", Some("debug = 2\n")),
+        newest("thin LTO", Some("lto = \"thin\"\n")),
+        newest("fat LTO", Some("lto = \"fat\"\ncodegen-units = 1\n")),
+        newest("stripped", Some("strip = true\n")),
+        newest("panic abort", Some("panic = \"abort\"\n")),
+        newest(
+            "size abort fat LTO stripped",
+            Some("opt-level = \"s\"\npanic = \"abort\"\nstrip = true\nlto = \"fat\"\n"),
+        ),
+        newest("v0", Some(RELEASE)).flags("-Csymbol-mangling-version=v0"),
+        newest("fixed address", Some(RELEASE)).flags("-Crelocation-model=static"),
+        newest("fixed address stripped", Some("strip = true\n")).flags("-Crelocation-model=static"),
+        newest("packed relocations", Some(RELEASE)).flags("-Clink-arg=-Wl,-z,pack-relative-relocs"),
+        newest("tokio_unstable", Some(RELEASE)).flags("--cfg tokio_unstable"),
+        newest("tokio_unstable stripped", Some(STRIPPED)).flags("--cfg tokio_unstable"),
+        newest("musl", Some(RELEASE)).target("x86_64-unknown-linux-musl"),
+        newest("musl stripped", Some(STRIPPED)).target("x86_64-unknown-linux-musl"),
+        newest("jemalloc", Some(RELEASE)).allocator("tikv-jemallocator", "jemalloc"),
+        newest("jemalloc stripped", Some(STRIPPED)).allocator("tikv-jemallocator", "jemalloc"),
+        newest("mimalloc", Some(RELEASE)).allocator("mimalloc", "mimalloc"),
+        newest("mimalloc stripped", Some(STRIPPED)).allocator("mimalloc", "mimalloc"),
+    ]);
+    for version in TOO_OLD {
+        builds.push(Build::new("release", version, Some(RELEASE)));
+    }
+    builds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct() {
+        let mut names: Vec<String> = all().into_iter().map(|build| build.name).collect();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn an_allocator_is_an_optional_dependency() {
+        let build = Build::new("x", NEWEST, Some(RELEASE)).allocator("mimalloc", "mimalloc");
+        let manifest = build.manifest();
+        assert_eq!(manifest.matches("mimalloc = [").count(), 1, "{manifest}");
+        assert!(manifest.contains("mimalloc = [\"dep:mimalloc\"]"));
+        assert!(manifest.contains("jemalloc = []"));
+    }
+}

@@ -1,0 +1,228 @@
+//! What the program printed against what lingerscope read.
+
+use std::{collections::BTreeMap, fmt};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use super::{SAMPLE, builds::Build};
+
+/// A task that the program has told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Printed {
+    kind: String,
+    name: String,
+    id: u64,
+}
+
+impl Printed {
+    /// Reads `TASK kind name id`.
+    pub(crate) fn parse(line: &str) -> Result<Self> {
+        let words: Vec<&str> = line.split(' ').collect();
+        let ["TASK", kind, name, id] = words.as_slice() else {
+            bail!("unexpected line: {line}");
+        };
+        Ok(Self {
+            kind: (*kind).to_owned(),
+            name: (*name).to_owned(),
+            id: id.parse().with_context(|| format!("no id: {line}"))?,
+        })
+    }
+
+    /// The line of the sample that a location must name; a closure on the
+    /// blocking pool has none that is sure.
+    fn line(&self) -> Option<u64> {
+        let mark = match self.kind.as_str() {
+            "blocking" => return None,
+            "block" => format!("// block: {}", self.name),
+            _ => format!("async fn {}(", self.name),
+        };
+        let index = SAMPLE.lines().position(|line| line.contains(&mark))?;
+        Some(index as u64 + 1)
+    }
+}
+
+/// Right ones of all, and wrong ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Score {
+    right: usize,
+    all: usize,
+    wrong: Vec<String>,
+}
+
+impl Score {
+    /// Counts one; `found` says whether it was right, if there was anything.
+    fn count(&mut self, found: Option<bool>, what: impl FnOnce() -> String) {
+        self.all += 1;
+        match found {
+            Some(true) => self.right += 1,
+            Some(false) => self.wrong.push(what()),
+            None => {}
+        }
+    }
+}
+
+impl fmt::Display for Score {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.right, self.all)?;
+        for wrong in self.wrong.iter().take(3) {
+            write!(f, " WRONG: {wrong}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One build's outcome.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Comparison {
+    /// Why there was no table.
+    refused: Option<String>,
+    ids: Score,
+    /// Of the kinds of tasks, not of the tasks.
+    names: Score,
+    lines: Score,
+    task_id: String,
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(refused) = &self.refused {
+            return write!(f, "refused: {refused} | | | ");
+        }
+        let Self {
+            ids,
+            names,
+            lines,
+            task_id,
+            ..
+        } = self;
+        write!(f, "{ids} | {names} | {lines} | {task_id}")
+    }
+}
+
+impl Comparison {
+    /// Compares; `code` is lingerscope's exit code.
+    pub(crate) fn of(
+        build: &Build,
+        printed: &[Printed],
+        document: &Value,
+        code: Option<i32>,
+    ) -> Result<Self> {
+        let mut comparison = Self::default();
+        if let Some(why) = document["why_not"].as_str() {
+            if code != Some(4) {
+                bail!("exit code {code:?} without a table");
+            }
+            // The path differs from place to place.
+            let why = why.split_once(" has ").map_or(why, |(_, rest)| rest);
+            comparison.refused = Some(why.to_owned());
+            return Ok(comparison);
+        }
+        if code != Some(0) {
+            bail!("exit code {code:?} with a table");
+        }
+        let mut found = by_id(document)?;
+        let mut seen: BTreeMap<&str, ()> = BTreeMap::new();
+        for task in printed {
+            let entry = found.remove(&task.id);
+            let right = entry.as_ref().map_or(Some(false), |(kind, entry)| {
+                Some(state_is_right(task, kind, entry))
+            });
+            comparison
+                .ids
+                .count(right, || format!("{} {}: {entry:?}", task.name, task.id));
+            let Some((kind, _)) = entry else { continue };
+            if seen.insert(&task.name, ()).is_some() {
+                continue;
+            }
+            if build.has_symbols() {
+                let future = kind["future"].as_str();
+                let right = future.map(|future| name_is_right(task, future));
+                comparison
+                    .names
+                    .count(right, || format!("{future:?} for {}", task.name));
+            }
+            if let Some(line) = task.line() {
+                let location = kind["location"].as_str();
+                let right = location.map(|text| text.contains(&format!("main.rs:{line}:")));
+                comparison
+                    .lines
+                    .count(right, || format!("{location:?} for {}:{line}", task.name));
+            }
+        }
+        // What is left was never spawned.
+        for (id, (kind, _)) in found {
+            let name = &kind["future"];
+            comparison.ids.wrong.push(format!("{id} {name} is none"));
+        }
+        let module = &document["modules"][0];
+        comparison.task_id = match (
+            module["task_id"].as_str(),
+            module["task_id_source"].as_str(),
+        ) {
+            (Some("confirmed"), Some(source)) => format!("confirmed ({source})"),
+            (Some(other), _) => format!("{other}: {}", module["why_not"]),
+            _ => "nothing said".to_owned(),
+        };
+        Ok(comparison)
+    }
+
+    /// Whether all is as it must be for this build.
+    pub(crate) fn is_right(&self, build: &Build) -> bool {
+        if !build.is_readable() {
+            return self
+                .refused
+                .as_ref()
+                .is_some_and(|why| why.contains(build.tokio));
+        }
+        let nothing_wrong = [&self.ids, &self.names, &self.lines]
+            .iter()
+            .all(|score| score.wrong.is_empty());
+        // A boxed future and one whose panic was outlined may have no line.
+        self.refused.is_none()
+            && nothing_wrong
+            && self.ids.right == self.ids.all
+            && self.names.right == self.names.all
+            && self.lines.right + 3 >= self.lines.all
+            && self.task_id.starts_with("confirmed")
+    }
+}
+
+/// All tasks but Tokio's own: id to type and task.
+fn by_id(document: &Value) -> Result<BTreeMap<u64, (Value, Value)>> {
+    let mut found = BTreeMap::new();
+    for kind in document["types"].as_array().context("no types")? {
+        // Without symbols Tokio's own workers cannot be told from other work
+        // of the blocking pool.
+        let nameless = kind["kind"] == "blocking" && kind["future"].is_null();
+        for task in kind["tasks"].as_array().context("no tasks")? {
+            let id = task["id"].as_u64().context("no id")?;
+            let is_worker = nameless && task["state"] == "running" && task["join_handle"] == false;
+            if kind["kind"] == "runtime" || is_worker {
+                continue;
+            }
+            if found.insert(id, (kind.clone(), task.clone())).is_some() {
+                bail!("task {id} is listed twice");
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn state_is_right(task: &Printed, kind: &Value, entry: &Value) -> bool {
+    let state = entry["state"].as_str().unwrap_or_default();
+    match task.kind.as_str() {
+        "complete" => state == "complete",
+        "blocking" => state == "running" && kind["kind"] == "blocking",
+        _ if ["ticking", "busy"].contains(&task.name.as_str()) => state != "complete",
+        _ => state == "idle",
+    }
+}
+
+fn name_is_right(task: &Printed, future: &str) -> bool {
+    match task.kind.as_str() {
+        // Named by the function around.
+        "block" | "blocking" => future.contains("main"),
+        _ => future.ends_with(&format!("::{}", task.name)),
+    }
+}
