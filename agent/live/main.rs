@@ -31,6 +31,7 @@ mod random;
 mod server;
 mod stacks;
 mod targets;
+mod tasks;
 mod truth;
 
 use std::process::ExitCode;
@@ -93,6 +94,7 @@ fn main() -> ExitCode {
         targets::trials(),
         evidence::trials(),
         containers::trials(),
+        tasks::trials(),
     ];
     let mut run = |threads: usize, trials: Vec<Trial>| {
         arguments.test_threads = Some(threads);

@@ -15,6 +15,7 @@ struct Line {
     /// CLOCK_MONOTONIC.
     t_ns: u64,
     leaked_bytes: f64,
+    leaked_blocks: u64,
     overhead_bytes: f64,
     function: String,
     tasks: Vec<u64>,
@@ -46,6 +47,11 @@ impl Truth {
     /// The leaking function's name, as it ends.
     pub(crate) fn function(&self) -> &str {
         self.lines.first().map_or("", |line| &line.function)
+    }
+
+    /// Blocks that have leaked so far.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.lines.last().map_or(0, |line| line.leaked_blocks)
     }
 
     /// Every task that is known to have leaked.

@@ -106,7 +106,8 @@ fn make(build: &Build) -> Result<PathBuf> {
     let source = directory.join("src");
     fs::create_dir_all(&source)?;
     write(&directory.join("Cargo.toml"), &build.manifest())?;
-    write(&source.join("main.rs"), SAMPLE)?;
+    let text = format!("{SAMPLE}{}", build.global_allocator());
+    write(&source.join("main.rs"), &text)?;
     let mut cargo = shell::cargo();
     cargo
         .current_dir(&directory)
@@ -125,8 +126,8 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The program that is built.
-const SAMPLE: &str = include_str!("../matrix/sample.rs");
+/// The program that is built; an allocator is appended.
+const SAMPLE: &str = include_str!("../../agent/examples/tasks.rs");
 
 /// The running program, stopped whatever happens.
 struct Program(Child);
@@ -161,7 +162,7 @@ impl Program {
             if line == "READY" {
                 return Ok((program, printed));
             }
-            printed.push(Printed::parse(&line)?);
+            printed.extend(Printed::parse(&line)?);
         }
     }
 }

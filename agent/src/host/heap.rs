@@ -4,7 +4,8 @@
 //! The rules are those of [`super::memory`]: `/proc/PID/mem`, pages that are
 //! present, at most [`MAX_PIECE`] at once, with pauses, because the target's
 //! mmap lock is held meanwhile. Mappings of devices, huge page pools and
-//! userfaultfd are left out altogether.
+//! userfaultfd are left out altogether, and so are pages of files, which a
+//! file system might have to fetch again.
 
 use std::{
     fs::File,
@@ -24,6 +25,7 @@ const PAGE: u64 = 4096;
 /// Bits of a pagemap entry (Documentation/admin-guide/mm/pagemap.rst).
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
+const OF_FILE: u64 = 1 << 61;
 /// Entries of the page map that are read at once.
 const ENTRIES: usize = 8192;
 /// A pause is made after so many bytes.
@@ -151,8 +153,8 @@ impl Heap {
     /// Fills `buffer` from an address in one of the mappings.
     ///
     /// # Errors
-    /// `NotFound` outside of them, `WouldBlock` for pages that are not
-    /// present, or what the kernel answers.
+    /// `NotFound` outside of them, `WouldBlock` for pages that are not present
+    /// or a file's, or what the kernel answers.
     pub fn read(&self, address: u64, buffer: &mut [u8]) -> io::Result<()> {
         let end = address.saturating_add(buffer.len() as u64);
         let inside = self.region(address).is_some_and(|region| end <= region.end);
@@ -169,7 +171,7 @@ impl Heap {
         let (words, _) = list.as_chunks::<8>();
         if words
             .iter()
-            .any(|word| u64::from_ne_bytes(*word) & PRESENT == 0)
+            .any(|word| !is_readable(u64::from_ne_bytes(*word)))
         {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -187,12 +189,17 @@ impl Heap {
     }
 }
 
-/// Runs of present pages: first page and number.
+/// Whether the page of an entry is there and the process's own.
+fn is_readable(entry: u64) -> bool {
+    entry & (PRESENT | OF_FILE) == PRESENT
+}
+
+/// Runs of pages that may be read: first page and number.
 fn runs(entries: &[[u8; 8]], swapped: &mut u64) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for (page, entry) in entries.iter().enumerate() {
         let (page, entry) = (page as u64, u64::from_ne_bytes(*entry));
-        if entry & PRESENT == 0 {
+        if !is_readable(entry) {
             *swapped += if entry & SWAPPED == 0 { 0 } else { PAGE };
             continue;
         }
@@ -293,7 +300,7 @@ mod tests {
     #[test]
     fn neighbouring_pages_are_read_together() {
         let entry = |bits: u64| bits.to_ne_bytes();
-        let entries = [PRESENT, PRESENT, 0, SWAPPED, PRESENT].map(entry);
+        let entries = [PRESENT, PRESENT, 0, SWAPPED, PRESENT, PRESENT | OF_FILE].map(entry);
         let mut swapped = 0;
         assert_eq!(runs(&entries, &mut swapped), [(0, 2), (4, 1)]);
         assert_eq!(swapped, PAGE);

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Most cells that are kept: servers have some 100 000.
-pub const MAX_CELLS: usize = 4 << 20;
+pub const MAX_CELLS: usize = 1 << 20;
 /// Most possible control blocks and cells at the edge of a piece.
 const MAX_OTHERS: usize = 1 << 18;
 

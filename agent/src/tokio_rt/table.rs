@@ -13,6 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use self::{modules::OpenModule, threads::Threads};
@@ -53,6 +54,8 @@ pub struct Table {
     pub tasks: Vec<Task>,
     /// What was read.
     pub scanned: Scanned,
+    /// How long that took.
+    pub scan_time: Duration,
     /// Threads of the process, and those of them whose memory was found.
     pub threads: (usize, usize),
     /// Tasks beyond the bound.
@@ -200,12 +203,14 @@ fn read_running(process: &Process) -> Result<Table, WhyNot> {
         unread,
         ..Table::default()
     };
+    let start = Instant::now();
     for region in heap.regions() {
         let part = heap.scan(region, |start, bytes| seen.look(start, bytes))?;
         table.scanned.read += part.read;
         table.scanned.swapped += part.swapped;
         table.scanned.lost += part.lost;
     }
+    table.scan_time = start.elapsed();
     for address in std::mem::take(&mut seen.torn) {
         let mut bytes = vec![0; longest(&modules, MAX_PIECE)];
         if let Some(part) = readable(&heap, address, &mut bytes) {
@@ -219,7 +224,7 @@ fn read_running(process: &Process) -> Result<Table, WhyNot> {
     let threads = Threads::find(process, &heap, &seen.blocks);
     table.threads = (threads.expected, threads.known.len());
     let cells = settled(seen.cells, &modules, &threads);
-    if cells.is_empty() && modules.iter().all(|module| module.file.version.is_none()) {
+    if cells.is_empty() && !modules.iter().any(OpenModule::is_certain) {
         // What looked like vtables were none.
         return Err(WhyNot::NoTokio);
     }
@@ -297,7 +302,7 @@ fn fill(
             .iter()
             .filter(|seen| seen.vtable.module == index)
             .collect();
-        if own.is_empty() && module.file.version.is_none() {
+        if own.is_empty() && !module.is_certain() {
             continue;
         }
         let (task_ids, running) = accepted(heap, process, module, threads, &own);

@@ -22,6 +22,7 @@ pub(crate) struct Build {
     profile: Option<&'static str>,
     pub(crate) flags: &'static str,
     target: Option<&'static str>,
+    /// Crate and type.
     allocator: Option<(&'static str, &'static str)>,
 }
 
@@ -48,9 +49,9 @@ impl Build {
         }
     }
 
-    fn allocator(self, crate_name: &'static str, feature: &'static str) -> Self {
+    fn allocator(self, crate_name: &'static str, path: &'static str) -> Self {
         Self {
-            allocator: Some((crate_name, feature)),
+            allocator: Some((crate_name, path)),
             ..self
         }
     }
@@ -67,28 +68,23 @@ impl Build {
 
     /// The package around the sample.
     pub(crate) fn manifest(&self) -> String {
-        let (dependency, feature) = match self.allocator {
-            Some((name, feature)) => {
-                let line = format!(
-                    "{name} = {{ version = \"*\", default-features = false, optional = true }}\n"
-                );
-                (line, format!("{feature} = [\"dep:{name}\"]\n"))
-            }
-            None => (String::new(), String::new()),
-        };
+        let allocator = self.allocator.map_or_else(String::new, |(name, _)| {
+            format!("{name} = {{ version = \"*\", default-features = false }}\n")
+        });
         format!(
             "[package]\nname = \"sample\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n[workspace]\n\n\
-             [dependencies]\ntokio = {{ version = \"={}\", features = [\"rt-multi-thread\", \"time\", \"sync\"] }}\n{dependency}\n\
-             [features]\njemalloc = []\nmimalloc = []\n{feature}\n[profile.release]\n{}",
+             [dependencies]\ntokio = {{ version = \"={}\", features = [\"rt-multi-thread\", \"time\", \"sync\"] }}\n{allocator}\n\
+             [profile.release]\n{}",
             self.tokio,
             self.profile.unwrap_or_default(),
         )
-        .replacen(
-            // The allocator's own line takes the empty one's place.
-            &self.allocator.map_or_else(String::new, |(_, feature)| format!("{feature} = []\n")),
-            "",
-            usize::from(self.allocator.is_some()),
-        )
+    }
+
+    /// What is added to the sample.
+    pub(crate) fn global_allocator(&self) -> String {
+        self.allocator.map_or_else(String::new, |(_, path)| {
+            format!("\n#[global_allocator]\nstatic ALLOCATOR: {path} = {path};\n")
+        })
     }
 
     /// Arguments of `cargo build`.
@@ -96,10 +92,6 @@ impl Build {
         let mut arguments: Vec<String> = Vec::new();
         arguments.extend(self.profile.map(|_| "--release".to_owned()));
         arguments.extend(self.target.map(|target| format!("--target={target}")));
-        arguments.extend(
-            self.allocator
-                .map(|(_, feature)| format!("--features={feature}")),
-        );
         arguments
     }
 
@@ -145,10 +137,12 @@ pub(crate) fn all() -> Vec<Build> {
         newest("tokio_unstable stripped", Some(STRIPPED)).flags("--cfg tokio_unstable"),
         newest("musl", Some(RELEASE)).target("x86_64-unknown-linux-musl"),
         newest("musl stripped", Some(STRIPPED)).target("x86_64-unknown-linux-musl"),
-        newest("jemalloc", Some(RELEASE)).allocator("tikv-jemallocator", "jemalloc"),
-        newest("jemalloc stripped", Some(STRIPPED)).allocator("tikv-jemallocator", "jemalloc"),
-        newest("mimalloc", Some(RELEASE)).allocator("mimalloc", "mimalloc"),
-        newest("mimalloc stripped", Some(STRIPPED)).allocator("mimalloc", "mimalloc"),
+        newest("jemalloc", Some(RELEASE))
+            .allocator("tikv-jemallocator", "tikv_jemallocator::Jemalloc"),
+        newest("jemalloc stripped", Some(STRIPPED))
+            .allocator("tikv-jemallocator", "tikv_jemallocator::Jemalloc"),
+        newest("mimalloc", Some(RELEASE)).allocator("mimalloc", "mimalloc::MiMalloc"),
+        newest("mimalloc stripped", Some(STRIPPED)).allocator("mimalloc", "mimalloc::MiMalloc"),
     ]);
     for version in TOO_OLD {
         builds.push(Build::new("release", version, Some(RELEASE)));
@@ -170,11 +164,12 @@ mod tests {
     }
 
     #[test]
-    fn an_allocator_is_an_optional_dependency() {
-        let build = Build::new("x", NEWEST, Some(RELEASE)).allocator("mimalloc", "mimalloc");
-        let manifest = build.manifest();
-        assert_eq!(manifest.matches("mimalloc = [").count(), 1, "{manifest}");
-        assert!(manifest.contains("mimalloc = [\"dep:mimalloc\"]"));
-        assert!(manifest.contains("jemalloc = []"));
+    fn an_allocator_is_used() {
+        let build = all()
+            .into_iter()
+            .find(|build| build.name.ends_with("mimalloc"))
+            .unwrap();
+        assert!(build.manifest().contains("\nmimalloc = "));
+        assert!(build.global_allocator().contains("mimalloc::MiMalloc"));
     }
 }

@@ -16,17 +16,20 @@ pub(crate) struct Printed {
 }
 
 impl Printed {
-    /// Reads `TASK kind name id`.
-    pub(crate) fn parse(line: &str) -> Result<Self> {
+    /// Reads `TASK kind name id,id…`; other lines tell of no task.
+    pub(crate) fn parse(line: &str) -> Result<Vec<Self>> {
         let words: Vec<&str> = line.split(' ').collect();
-        let ["TASK", kind, name, id] = words.as_slice() else {
-            bail!("unexpected line: {line}");
+        let ["TASK", kind, name, ids] = words.as_slice() else {
+            return Ok(Vec::new());
         };
-        Ok(Self {
-            kind: (*kind).to_owned(),
-            name: (*name).to_owned(),
-            id: id.parse().with_context(|| format!("no id: {line}"))?,
-        })
+        let ids = ids.split(',').map(|id| {
+            Ok(Self {
+                kind: (*kind).to_owned(),
+                name: (*name).to_owned(),
+                id: id.parse().with_context(|| format!("no id: {line}"))?,
+            })
+        });
+        ids.collect()
     }
 
     /// The line of the sample that a location must name; a closure on the

@@ -19,7 +19,7 @@ use crate::{
         cell::STAGE_WORDS,
         file::{self, Answers, Questions, TaskFile},
         sighting::Sighting,
-        tls::{self, Block},
+        tls::{self, Block, Recipe, Source},
     },
 };
 
@@ -46,6 +46,13 @@ impl OpenModule {
     /// The second number of Tokio's version, if it is known.
     pub(super) fn minor(&self) -> Option<u32> {
         self.file.version.as_deref().and_then(tls::minor)
+    }
+
+    /// Whether something besides the vtables' shape says that Tokio is there.
+    pub(super) fn is_certain(&self) -> bool {
+        let by_symbol = |recipe: &Recipe| recipe.source != Source::Trial;
+        self.file.version.is_some()
+            || matches!(&self.file.recipes, Ok(recipes) if recipes.iter().any(by_symbol))
     }
 
     pub(super) fn name(&self, questions: &Questions) -> Answers {

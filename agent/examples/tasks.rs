@@ -1,9 +1,16 @@
-//! A program with tasks of every kind, which prints the id and name of each.
-//! `cargo xtask matrix` builds it over versions of Tokio, profiles and
-//! allocators, and compares what it prints with what lingerscope reads.
+//! A program with tasks of every kind, which prints the id and name of each:
+//! what lingerscope's table is compared with, here and, by `cargo xtask
+//! matrix`, over versions of Tokio, profiles and allocators.
 //!
-//! Only what Tokio has had since 1.20 is used. The ids are taken from the
-//! join handles' debug form: `JoinHandle::id` came later.
+//! `tasks [N [MB]]` starts N tasks of one type beside the others, 200 by
+//! default, and holds so many megabytes of other data.
+//! Only what Tokio has had since 1.20 is used: the ids are taken from the join
+//! handles' debug form, because `JoinHandle::id` came later.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "its output is its purpose, and nobody relies on it"
+)]
 
 use std::{
     fmt::Debug,
@@ -16,22 +23,21 @@ use std::{
 
 use tokio::{runtime::Builder, sync::Notify, task::LocalSet, time::sleep};
 
-#[cfg(feature = "jemalloc")]
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-#[cfg(feature = "mimalloc")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 type Gate = Arc<Notify>;
 type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// `TASK kind name id`.
 fn tell(kind: &str, name: &str, handle: &impl Debug) {
+    println!("TASK {kind} {name} {}", id(handle));
+}
+
+fn id(handle: &impl Debug) -> String {
     let text = format!("{handle:?}");
-    let id = text.split("Id(").nth(1).and_then(|rest| rest.split(')').next());
-    println!("TASK {kind} {name} {}", id.unwrap_or("?"));
+    let id = text
+        .split("Id(")
+        .nth(1)
+        .and_then(|rest| rest.split(')').next());
+    id.unwrap_or("?").to_owned()
 }
 
 async fn helper(gate: &Gate) {
@@ -110,6 +116,14 @@ fn second_runtime(gate: Gate) {
 }
 
 fn main() {
+    let argument = std::env::args().nth(1);
+    let many: usize = argument.and_then(|many| many.parse().ok()).unwrap_or(200);
+    let argument = std::env::args().nth(2);
+    let megabytes: usize = argument.and_then(|size| size.parse().ok()).unwrap_or(0);
+    let data: Vec<Vec<u64>> = (0..megabytes as u64 * 16)
+        .map(|piece| (0..8192).map(|word| word * (piece + 1)).collect())
+        .collect();
+    println!("PID {}", std::process::id());
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -125,26 +139,30 @@ fn main() {
         tell("future", "busy", &tokio::spawn(busy()));
         let server = Server { gate: gate() };
         tell("future", "serve", &tokio::spawn(server.serve()));
-        for _ in 0..200 {
-            tell("future", "one_of_many", &tokio::spawn(one_of_many(gate())));
-        }
+        let ids: Vec<String> = (0..many)
+            .map(|_| id(&tokio::spawn(one_of_many(gate()))))
+            .collect();
+        println!("TASK future one_of_many {}", ids.join(","));
         let inside: Boxed = Box::pin(boxed(gate()));
         tell("boxed", "boxed", &tokio::spawn(inside));
         tell("future", "local", &tokio::task::spawn_local(local(gate())));
         let kept = gate();
+        #[rustfmt::skip]
         let block = async move { // block: anonymous
             kept.notified().await;
         };
         tell("block", "anonymous", &tokio::spawn(block));
-        let work = tokio::task::spawn_blocking(|| loop {
-            thread::sleep(Duration::from_millis(50));
+        let work = tokio::task::spawn_blocking(|| {
+            thread::sleep(Duration::from_secs(600));
         });
         tell("blocking", "main", &work);
         let done = tokio::spawn(finished());
         tell("complete", "finished", &done);
         sleep(Duration::from_millis(200)).await;
         println!("READY");
-        sleep(Duration::from_secs(600)).await;
+        sleep(Duration::from_secs(300)).await;
         drop(done);
     }));
+    runtime.shutdown_background();
+    drop(data);
 }
