@@ -66,6 +66,11 @@ pub enum Kind {
 }
 
 impl FutureName {
+    /// Whether no symbol tells anything of it.
+    pub fn is_unknown(&self) -> bool {
+        self.full.is_none() && self.alternatives.is_empty() && self.kind == Kind::Future
+    }
+
     /// Whether the future is a boxed trait object, whose own type its vtable
     /// tells.
     pub fn is_boxed(&self) -> bool {
@@ -95,7 +100,13 @@ pub struct Namer {
     /// they serve.
     drops: BTreeMap<u64, BTreeSet<u64>>,
     found: BTreeMap<u64, Option<Found>>,
+    /// What functions drop, by their names; each is asked many times.
+    held: BTreeMap<u64, Held>,
 }
+
+/// Which of [`HOLDERS`] a function drops, and the futures in it; `None` for
+/// one that drops none of them.
+type Held = Option<(usize, BTreeSet<String>)>;
 
 /// A function that drops a future, and whose it may be.
 struct Drop {
@@ -111,7 +122,7 @@ impl Namer {
     ) -> Self {
         let mut namer = Self::default();
         for vtable in all {
-            if let Some(drop) = drop_of(code, vtable) {
+            if let Some(drop) = namer.drop_of(code, vtable) {
                 let served = namer.drops.entry(drop.function).or_default();
                 served.insert(vtable.poll());
             }
@@ -138,16 +149,33 @@ impl Namer {
         {
             names = BTreeSet::from([own]);
         }
+        // Several types may still be of one function, or all of Tokio.
+        let mut described: BTreeSet<_> = names.iter().map(|name| described(name)).collect();
+        let mut kinds = described.iter().map(|(_, kind)| *kind);
+        let kind = kinds.next().unwrap_or_default();
+        let kind = if kinds.all(|other| other == kind) {
+            kind
+        } else {
+            Kind::Future
+        };
+        let is_sure = described.len() == 1;
+        let short = described.pop_first().and_then(|(short, _)| short);
+        let (short, alternatives) = if is_sure {
+            (short, Vec::new())
+        } else {
+            let rest = described.into_iter().filter_map(|(short, _)| short);
+            let alternatives = short.into_iter().chain(rest);
+            (None, alternatives.take(MAX_ALTERNATIVES).collect())
+        };
         let full = if names.len() == 1 {
             names.pop_first()
         } else {
             None
         };
-        let (short, kind) = full.as_deref().map_or((None, Kind::Future), described);
         FutureName {
             full,
             short,
-            alternatives: names.into_iter().take(MAX_ALTERNATIVES).collect(),
+            alternatives,
             location: found
                 .map(|found| found.location)
                 .filter(|_| kind != Kind::Runtime),
@@ -178,6 +206,28 @@ impl Namer {
         found
     }
 
+    /// The most telling drop of what holds the future that is near.
+    fn drop_of<'data, R: ReadRef<'data>>(
+        &mut self,
+        code: &mut TaskCode<'_, '_, 'data, R>,
+        vtable: &Vtable,
+    ) -> Option<Drop> {
+        let mut best: Option<((usize, u32), u64)> = None;
+        for found in code.reachable(&vtable.owners(), DEPTH, false) {
+            let held = self.held.entry(found.function);
+            let held = held.or_insert_with(|| held_by(code.functions, found.function));
+            if let Some((holder, _)) = held {
+                let rank = (*holder, found.depth);
+                if best.is_none_or(|(known, _)| rank < known) {
+                    best = Some((rank, found.function));
+                }
+            }
+        }
+        let (_, function) = best?;
+        let (_, names) = self.held.get(&function)?.clone()?;
+        Some(Drop { function, names })
+    }
+
     /// The names that the drop of a cell gives; none if it also drops a
     /// future that stands elsewhere in the source, and so has another name.
     fn names_of_drop<'data, R: ReadRef<'data>>(
@@ -186,7 +236,7 @@ impl Namer {
         vtable: &Vtable,
         found: Option<&Found>,
     ) -> BTreeSet<String> {
-        let Some(drop) = drop_of(code, vtable) else {
+        let Some(drop) = self.drop_of(code, vtable) else {
             return BTreeSet::new();
         };
         if drop.names.len() > 1 {
@@ -298,31 +348,16 @@ fn names_of_poll(functions: &Functions<'_>, poll: u64) -> BTreeSet<String> {
         .collect()
 }
 
-/// By the drop of what holds the future: the most telling one that is near.
-fn drop_of<'data, R: ReadRef<'data>>(
-    code: &mut TaskCode<'_, '_, 'data, R>,
-    vtable: &Vtable,
-) -> Option<Drop> {
-    let reached = code.reachable(&vtable.owners(), DEPTH, false);
-    let mut best: Option<((usize, u32), Drop)> = None;
-    for found in reached {
-        let mut held_by: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
-        for symbol in code.functions.symbols(found.function) {
-            let name = demangled(symbol.name);
-            if let Some((holder, name)) = name.as_deref().and_then(held) {
-                held_by.entry(holder).or_default().insert(name);
-            }
-        }
-        let Some((holder, names)) = held_by.pop_first() else {
-            continue;
-        };
-        let rank = (holder, found.depth);
-        if best.as_ref().is_none_or(|(known, _)| rank < *known) {
-            let function = found.function;
-            best = Some((rank, Drop { function, names }));
+/// What the function at an address drops.
+fn held_by(functions: &Functions<'_>, function: u64) -> Held {
+    let mut held_by: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
+    for symbol in functions.symbols(function) {
+        let name = demangled(symbol.name);
+        if let Some((holder, name)) = name.as_deref().and_then(held) {
+            held_by.entry(holder).or_default().insert(name);
         }
     }
-    best.map(|(_, drop)| drop)
+    held_by.pop_first()
 }
 
 /// The future in `drop_in_place<Cell<F, S>>` and its kin, and which of the

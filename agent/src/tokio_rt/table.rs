@@ -335,7 +335,7 @@ fn fill(
                 );
                 // A future is in its owner's list from the moment it is
                 // spawned; work of the blocking pool never is.
-                if kind.name.full.is_none() && seen.cell.owner == 0 {
+                if kind.name.is_unknown() && seen.cell.owner == 0 {
                     kind.name.kind = Kind::Blocking;
                 }
                 table.types.push(kind);
