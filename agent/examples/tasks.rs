@@ -7,7 +7,9 @@
 //! Only what Tokio has had since 1.20 is used: the ids are taken from the join
 //! handles' debug form, because `JoinHandle::id` came later.
 #![allow(
+    clippy::duration_suboptimal_units,
     clippy::print_stdout,
+    clippy::unused_async,
     clippy::unwrap_used,
     reason = "its output is its purpose, and nobody relies on it"
 )]
@@ -102,7 +104,7 @@ impl Server {
 
 /// A runtime of its own on one thread.
 fn second_runtime(gate: Gate) {
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::sync_channel(1);
     thread::spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {

@@ -37,14 +37,11 @@ pub(crate) struct Options {
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
-    let lingerscope = match &options.binary {
-        Some(binary) => {
-            fs::canonicalize(binary).with_context(|| format!("cannot find {}", binary.display()))?
-        }
-        None => {
-            let tools = setup::prepare(Need::Build, no_install)?;
-            build::agent_and(&tools, &[])?.path("lingerscope")?
-        }
+    let lingerscope = if let Some(binary) = &options.binary {
+        fs::canonicalize(binary).with_context(|| format!("cannot find {}", binary.display()))?
+    } else {
+        let tools = setup::prepare(Need::Build, no_install)?;
+        build::agent_and(&tools, &[])?.path("lingerscope")?
     };
     let chosen: Vec<Build> = builds::all()
         .into_iter()
@@ -113,7 +110,7 @@ fn make(build: &Build) -> Result<PathBuf> {
         .current_dir(&directory)
         .args(["build", "--quiet", "--target-dir", "target"])
         .args(build.arguments())
-        .env("RUSTFLAGS", &build.flags);
+        .env("RUSTFLAGS", build.flags);
     shell::run(&mut cargo)?;
     Ok(directory.join("target").join(build.output()))
 }
@@ -148,7 +145,7 @@ impl Program {
             .with_context(|| format!("cannot start {}", path.display()))?;
         let output = child.stdout.take().context("no output")?;
         let program = Self(child);
-        let (sender, lines) = mpsc::channel();
+        let (sender, lines) = mpsc::sync_channel(64);
         thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 drop(sender.send(line));

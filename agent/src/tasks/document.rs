@@ -129,10 +129,6 @@ pub(super) struct TypeEntry {
 }
 
 /// A task.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a bit of Tokio's state word"
-)]
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct TaskEntry {
     /// Tokio's id; a number as `tokio::task::id()` prints it.

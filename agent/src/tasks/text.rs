@@ -8,7 +8,10 @@ use std::{
 
 use super::document::{Document, ModuleEntry, TaskEntry, TypeEntry};
 use crate::{
-    finding::units::{bytes, count, time},
+    finding::{
+        Text,
+        units::{bytes, count, time},
+    },
     output::text::Style,
 };
 
@@ -108,11 +111,7 @@ fn name(entry: &TypeEntry) -> String {
         (Some(future), _) if entry.boxed => format!("{future} (boxed)"),
         (Some(future), _) => future.to_string(),
         (None, _) if !entry.alternatives.is_empty() => {
-            let list: Vec<&str> = entry
-                .alternatives
-                .iter()
-                .map(|name| name.as_str())
-                .collect();
+            let list: Vec<&str> = entry.alternatives.iter().map(Text::as_str).collect();
             list.join(" or ")
         }
         (None, "runtime") => "Tokio's workers".to_owned(),

@@ -6,7 +6,7 @@
 //! once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     thread::sleep,
     time::Duration,
 };
@@ -77,10 +77,10 @@ pub fn accept(
     threads: &[Thread],
     recipes: &[Recipe],
     module_id: Option<u64>,
-    tasks: &HashMap<u64, Known>,
+    tasks: &BTreeMap<u64, Known>,
 ) -> Outcome {
     let mut scores = vec![Score::default(); recipes.len()];
-    let newest = tasks.keys().copied().max().unwrap_or(0);
+    let newest = tasks.keys().next_back().copied().unwrap_or(0);
     for round in 0..ROUNDS {
         for thread in threads.iter().take(MAX_THREADS) {
             for (recipe, score) in recipes.iter().zip(&mut scores) {

@@ -132,8 +132,8 @@ pub fn read(bytes: &[u8], vtable: &Vtable) -> Result<Cell, NoCell> {
     {
         return Err(NoCell::Implausible);
     }
-    let mut stage = [0; STAGE_WORDS];
-    for (index, place) in stage.iter_mut().enumerate() {
+    let mut first = [0; STAGE_WORDS];
+    for (index, place) in first.iter_mut().enumerate() {
         let offset = vtable.stage() + 8 * index as u64;
         if offset < vtable.trailer {
             *place = word(offset).unwrap_or(0);
@@ -144,7 +144,7 @@ pub fn read(bytes: &[u8], vtable: &Vtable) -> Result<Cell, NoCell> {
         owner,
         id,
         spawn_location: vtable.spawn_location.and_then(word),
-        stage,
+        stage: first,
     })
 }
 

@@ -58,14 +58,13 @@ pub fn analyse<'data, R: ReadRef<'data>>(
             data: image.data_spans().to_vec(),
         }));
     }
-    let recipes = match tls::recipe(elf, is_main_executable) {
-        Ok(recipe) => Ok(vec![recipe]),
-        Err(_) => {
-            let functions = Functions::of(elf);
-            let mut code = TaskCode::new(&image, &functions);
-            let minor = version.as_deref().and_then(tls::minor);
-            tls::candidates(elf, &mut code, &vtables, is_main_executable, minor)
-        }
+    let recipes = if let Ok(recipe) = tls::recipe(elf, is_main_executable) {
+        Ok(vec![recipe])
+    } else {
+        let functions = Functions::of(elf);
+        let mut code = TaskCode::new(&image, &functions);
+        let minor = version.as_deref().and_then(tls::minor);
+        tls::candidates(elf, &mut code, &vtables, is_main_executable, minor)
     };
     Ok(Some(TaskFile {
         vtables,

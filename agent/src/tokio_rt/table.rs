@@ -371,7 +371,7 @@ fn accepted(
         Ok(recipes) => recipes,
         Err(why) => return (TaskIds::Unknown(why.to_string()), BTreeMap::new()),
     };
-    let known: HashMap<u64, Known> = cells
+    let known: BTreeMap<u64, Known> = cells
         .iter()
         .filter_map(|seen| {
             let vtable = module.file.vtables.get(seen.vtable.vtable)?;

@@ -45,7 +45,7 @@ pub struct Block {
 /// is known to be the address.
 pub fn may_begin(address: u64, words: [u64; 4]) -> bool {
     let [own, _, third, fourth] = words;
-    let is_pointer = |word: u64| word % 8 == 0 && (1 << 12..1 << 47).contains(&word);
+    let is_pointer = |word: u64| word.is_multiple_of(8) && (1 << 12..1 << 47).contains(&word);
     own == address && (third == address || (is_pointer(third) && is_pointer(fourth)))
 }
 

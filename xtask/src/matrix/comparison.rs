@@ -1,6 +1,9 @@
 //! What the program printed against what lingerscope read.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -125,7 +128,7 @@ impl Comparison {
             bail!("exit code {code:?} with a table");
         }
         let mut found = by_id(document)?;
-        let mut seen: BTreeMap<&str, ()> = BTreeMap::new();
+        let mut seen: BTreeSet<&str> = BTreeSet::new();
         for task in printed {
             let entry = found.remove(&task.id);
             let right = entry.as_ref().map_or(Some(false), |(kind, entry)| {
@@ -135,7 +138,7 @@ impl Comparison {
                 .ids
                 .count(right, || format!("{} {}: {entry:?}", task.name, task.id));
             let Some((kind, _)) = entry else { continue };
-            if seen.insert(&task.name, ()).is_some() {
+            if !seen.insert(&task.name) {
                 continue;
             }
             if build.has_symbols() {

@@ -41,13 +41,13 @@ pub fn candidates<'data, R: ReadRef<'data>>(
 ) -> Result<Vec<Recipe>, WhyNot> {
     let segment = Segment::of(elf, is_main_executable)?;
     let range = 0..segment.size as i64;
-    let mut exchanges: HashMap<u64, BTreeSet<i64>> = HashMap::new();
+    let mut known: HashMap<u64, BTreeSet<i64>> = HashMap::new();
     let mut votes: BTreeMap<i64, usize> = BTreeMap::new();
     let step = vtables.len().div_ceil(MAX_VOTERS).max(1);
     for vtable in vtables.iter().step_by(step) {
         let mut words = BTreeSet::new();
         for reached in code.reachable(&vtable.functions, DEPTH, false) {
-            let exchanged = exchanges.entry(reached.function).or_insert_with(|| {
+            let exchanged = known.entry(reached.function).or_insert_with(|| {
                 let body = code.code(reached.function);
                 let body = body.get(..MAX_BODY).unwrap_or(body);
                 let accesses = access::accesses(elf, &segment.addressing, body, reached.function);
