@@ -56,7 +56,8 @@ fn head(document: &Document, style: Style, out: &mut impl Write) -> io::Result<(
     );
     let owners = match counts.owners {
         0 => String::new(),
-        number => format!(", {}", noun(number, "owner")),
+        1 => " of one runtime or LocalSet".to_owned(),
+        number => format!(" of {number} runtimes and LocalSets"),
     };
     writeln!(
         out,
@@ -232,7 +233,7 @@ mod tests {
     fn types_with_their_tasks() {
         let text = printed("app::serve");
         for line in [
-            ": 3 Tokio tasks, 1 owner",
+            ": 3 Tokio tasks of one runtime or LocalSet",
             "  1 complete, 1 idle, 1 running",
             "  Tokio 1.54.1 in /bin/app::serve; current task ids confirmed on 2 threads",
             "        2      512 B  app::serve  src/app::serve.rs:7:3",

@@ -20,6 +20,8 @@ use crate::elf::{Elf, functions::Functions, image::Image};
 
 /// Different beginnings of one type's futures that are looked at.
 pub const MAX_STAGES: usize = 256;
+/// Types of futures of one file that are named.
+const MAX_NAMED: usize = 1 << 14;
 /// Boxed futures of one file that are named.
 const MAX_OBJECTS: usize = 4096;
 /// Places that tasks of one file were spawned at.
@@ -111,7 +113,7 @@ pub fn name<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>, questions: &Questions
     let functions = Functions::of(elf);
     let mut code = TaskCode::new(&image, &functions);
     let mut namer = Namer::new(&mut code, &questions.all);
-    for (index, vtable) in questions.vtables.iter().enumerate() {
+    for (index, vtable) in questions.vtables.iter().take(MAX_NAMED).enumerate() {
         let name = namer.name(&mut code, vtable);
         let stages = questions.stages.get(index).into_iter().flatten();
         if may_be_boxed(&name, vtable) {
@@ -126,6 +128,9 @@ pub fn name<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>, questions: &Questions
         }
         answers.names.push(name);
     }
+    answers
+        .names
+        .resize(questions.vtables.len(), FutureName::default());
     for address in questions.spawn_locations.iter().take(MAX_SPAWN_LOCATIONS) {
         if let Some(location) = SourceLocation::at(&image, *address) {
             answers.spawn_locations.insert(*address, location);

@@ -62,18 +62,32 @@ impl Threads {
                 stacks.push(region.start..thread.pointer);
             }
         }
-        stacks.sort_by_key(|stack| stack.start);
         Self {
             expected: ids.len(),
             known,
-            stacks,
+            stacks: disjoint(stacks),
         }
     }
 
     /// Whether an address is on some thread's stack.
     pub(super) fn is_on_stack(&self, address: u64) -> bool {
-        self.stacks.iter().any(|stack| stack.contains(&address))
+        let after = self.stacks.partition_point(|stack| stack.start <= address);
+        let stack = after.checked_sub(1).and_then(|at| self.stacks.get(at));
+        stack.is_some_and(|stack| stack.contains(&address))
     }
+}
+
+/// Sorted, and overlapping ones joined.
+fn disjoint(mut stacks: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    stacks.sort_by_key(|stack| stack.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for stack in stacks {
+        match joined.last_mut() {
+            Some(last) if stack.start <= last.end => last.end = last.end.max(stack.end),
+            _ => joined.push(stack),
+        }
+    }
+    joined
 }
 
 /// The threads' ids as the process itself sees them.
@@ -86,4 +100,24 @@ fn ids(process: &Process) -> BTreeSet<u32> {
         .into_iter()
         .filter_map(|thread| Some(Process::of(thread).ok()?.ns_pid))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlapping_stacks_are_joined() {
+        let stacks = disjoint(vec![50..60, 10..20, 15..30, 12..14, 30..31]);
+        assert_eq!(stacks, [10..31, 50..60]);
+        let threads = Threads {
+            stacks,
+            ..Threads::default()
+        };
+        let on_stack: Vec<u64> = (0..70)
+            .step_by(5)
+            .filter(|address| threads.is_on_stack(*address))
+            .collect();
+        assert_eq!(on_stack, [10, 15, 20, 25, 30, 50, 55]);
+    }
 }
