@@ -1,4 +1,5 @@
 //! Decisions shared by both sides of the border, free of kernel helpers.
 
 pub mod rows;
+pub mod rules;
 pub mod sampling;

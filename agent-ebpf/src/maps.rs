@@ -6,6 +6,7 @@ use agent_ebpf::abi::{
     heap::{Block, BlockKey, MAX_TARGETS, Site, Target, TargetCounts},
     stack::{CHUNK_ROWS, MAX_CHUNKS, MAX_FRAMES, Mappings, Row},
 };
+use agent_ebpf::logic::rules::RULES as RULE_COUNT;
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array as BtfArray, ArrayOfMaps},
@@ -18,6 +19,42 @@ use aya_ebpf::{
 pub(crate) struct Chunk {
     pub(crate) rows: [Row; CHUNK_ROWS],
 }
+
+/// One entry of the table in `logic::rules`.
+#[repr(C)]
+pub(crate) struct Rule {
+    pub seal: u64,
+    pub rule: u64,
+}
+
+/// Unwind rules by code address.
+#[repr(C)]
+pub(crate) struct Rules {
+    pub entries: [Rule; RULE_COUNT],
+}
+
+/// Counters that many things share by a hash of what they are.
+#[repr(C)]
+pub(crate) struct Tally<const COUNTERS: usize> {
+    counters: [u64; COUNTERS],
+}
+
+/// The counter that a number shares.
+#[inline(always)]
+fn tally<const COUNTERS: usize>(
+    map: &'static Array<Tally<COUNTERS>>,
+    number: u64,
+) -> Option<*mut u64> {
+    const { assert!(COUNTERS.is_power_of_two()) };
+    let tally = map.get_ptr_mut(0)?;
+    // Neighbouring numbers on lines of memory of their own.
+    let hash = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+    // SAFETY: a map value; the index is below the number of counters.
+    Some(unsafe { &raw mut (*tally).counters[hash as usize & (COUNTERS - 1)] })
+}
+
+/// Words of the stack that are copied at a time.
+pub(crate) const WINDOW_WORDS: usize = 1024;
 
 /// What one thread is doing, and its scratch memory. One thread runs one
 /// program at a time, so nothing here is shared; per-CPU memory would be, as
@@ -55,6 +92,15 @@ pub(crate) struct Thread {
     pub hash: u64,
     pub scratch: u64,
     pub frames: [u64; MAX_FRAMES],
+    /// Where its last complete stack ended; 0: not known.
+    pub bottom: u64,
+    /// A piece of the thread's stack, valid during a walk: its address, and
+    /// the number of bytes in it where two words begin. Kept here and not on
+    /// the program's stack, where the verifier would tell apart each value
+    /// they may have.
+    pub window_start: u64,
+    pub window_room: u64,
+    pub window: [u64; WINDOW_WORDS + 2],
 }
 
 /// The layouts this object was built with.
@@ -87,11 +133,34 @@ pub(crate) fn global(global: &'static u64) -> u64 {
     unsafe { core::ptr::read_volatile(global) }
 }
 
+/// Counts the threads with an open call; this one is among them if it has one.
+#[inline(always)]
+pub(crate) fn open_calls(thread_id: u64) -> Option<*mut u64> {
+    tally(&OPEN, thread_id)
+}
+
+/// Counts the live blocks at some addresses, this one among them.
+#[inline(always)]
+pub(crate) fn live_at(address: u64) -> Option<*mut u64> {
+    tally(&LIVE_AT, address)
+}
+
 /// 512 KiB each; user space fills them as files appear.
 #[btf_map]
 pub(crate) static TABLES: ArrayOfMaps<BtfArray<Chunk, 1>, { MAX_CHUNKS as usize }> =
     ArrayOfMaps::new();
-/// 10 KiB each, allocated for targets only; replaced as a whole.
+/// 512 KiB, of all targets.
+#[map]
+pub(crate) static RULES: Array<Rules> = Array::with_max_entries(1, 0);
+/// Threads whose call is being followed: at 0, none of those that share the
+/// counter is inside one, and none needs to be looked for. Never less than the
+/// truth; what vanishes unseen leaves it at more, which costs look-ups.
+#[map]
+static OPEN: Array<Tally<4096>> = Array::with_max_entries(1, 0);
+/// Live blocks, by address, in the same way.
+#[map]
+static LIVE_AT: Array<Tally<32_768>> = Array::with_max_entries(1, 0);
+/// 12 KiB each, allocated for targets only; replaced as a whole.
 #[map]
 pub(crate) static MAPPINGS: HashMap<u32, Mappings> =
     HashMap::with_max_entries(MAX_TARGETS, BPF_F_NO_PREALLOC);
@@ -109,10 +178,10 @@ pub(crate) static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGE
 /// Indexed like `TARGETS`.
 #[map]
 pub(crate) static COUNTS: PerCpuArray<TargetCounts> = PerCpuArray::with_max_entries(MAX_TARGETS, 0);
-/// 1.2 KiB each, allocated for threads that were sampled.
+/// 9.4 KiB each, allocated for threads that were sampled.
 #[map]
 pub(crate) static THREADS: HashMap<u64, Thread> =
-    HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
 /// A zeroed thread: too big for the 512 bytes of a program's stack.
 #[map]
 pub(crate) static NEW_THREAD: Array<Thread> = Array::with_max_entries(1, 0);

@@ -34,6 +34,14 @@ pub enum FunctionKind {
 }
 
 impl FunctionKind {
+    /// Whether it resizes a block, which may give it another address.
+    pub const fn moves(self) -> bool {
+        matches!(
+            self,
+            Self::Realloc | Self::Reallocarray | Self::ReallocAligned
+        )
+    }
+
     /// The kind with this number, if there is one.
     pub const fn from_number(number: u8) -> Option<Self> {
         Some(match number {
@@ -60,7 +68,8 @@ pub struct Cookie(pub u64);
 
 impl Cookie {
     /// The function may call another probed function of its family, so that
-    /// its return must be seen even when it is not sampled.
+    /// its return must be seen even when it is not sampled. A function that
+    /// frees: a realloc of its family may call it.
     pub const MAY_NEST: u64 = 1 << 8;
 
     /// Packs a cookie.
@@ -74,7 +83,7 @@ impl Cookie {
         (self.0 & 0xff) as u8
     }
 
-    /// Whether the return must always be seen.
+    /// Whether the function may call, or be called by, another one.
     pub const fn may_nest(self) -> bool {
         self.0 & Self::MAY_NEST != 0
     }

@@ -75,8 +75,9 @@ assert_size!(Mapping, 48);
 pub struct Mappings {
     /// Valid entries.
     pub len: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Another one for each list that is given to the kernel, of whatever
+    /// process: names what rules were found by.
+    pub generation: u32,
     /// The entries.
     pub list: [Mapping; MAX_MAPPINGS],
 }

@@ -24,12 +24,17 @@ use aya_ebpf::{
 
 use super::task;
 use crate::{
-    maps::{COUNTS, EPOCHS, LIVE, NEW_THREAD, SAMPLER, SITES, TARGETS, THREADS, Thread},
+    maps::{
+        COUNTS, EPOCHS, LIVE, NEW_THREAD, SAMPLER, SITES, TARGETS, THREADS, Thread, live_at,
+        open_calls,
+    },
     unwind,
 };
 
 /// A call that takes longer than this is taken for one that never returned.
 const ABANDONED_NS: u64 = 100_000_000;
+/// Added to a counter, takes one off.
+pub(super) const LESS: u64 = u64::MAX;
 /// Value of an entry program that needs no return trap.
 const SKIP_RETURN: u32 = 1;
 /// Value of an entry program that wants to see the return.
@@ -105,7 +110,7 @@ fn scene(ctx: *mut c_void) -> Option<Scene> {
 
 /// Adds to a counter in a map; programs on one CPU can preempt each other.
 #[inline(always)]
-fn add(counter: *mut u64, value: u64) {
+pub(super) fn add(counter: *mut u64, value: u64) {
     // The target is said to lack atomics, so `AtomicU64::fetch_add` does not
     // exist there; the instruction does, on every kernel with uprobes.
     // SAFETY: an aligned word of a map value.
@@ -126,8 +131,8 @@ fn now() -> u64 {
 
 /// The thread's record, made when it has none.
 #[inline(always)]
-fn thread_record(id: u64) -> Option<*mut Thread> {
-    if let Some(thread) = THREADS.get_ptr_mut(id) {
+fn thread_record(known: Option<*mut Thread>, id: u64) -> Option<*mut Thread> {
+    if let Some(thread) = known.or_else(|| THREADS.get_ptr_mut(id)) {
         return Some(thread);
     }
     let blank = NEW_THREAD.get_ptr(0)?;
@@ -182,20 +187,19 @@ fn enter(ctx: *mut c_void) -> u32 {
             _ => (regs.rdi, 0),
         };
 
-        let known = THREADS.get_ptr_mut(scene.thread_id);
+        let Some(open) = open_calls(scene.thread_id) else {
+            return SKIP_RETURN;
+        };
+        let known = open_thread(open, scene.thread_id);
         if let Some(thread) = known
             && (*thread).active != 0
         {
-            // Called by the allocator function that is already followed: from
-            // a deeper stack, or by a jump, which leaves that function's
-            // return address, taken over by the kernel, on top of the stack.
-            // Otherwise that function never came back.
-            let inner =
-                regs.rsp < (*thread).sp || (regs.rsp == (*thread).sp && is_trampoline(regs.rsp));
-            if inner && now().wrapping_sub((*thread).entered_ns) < ABANDONED_NS {
+            if is_inner(thread, regs.rsp) {
                 return SKIP_RETURN;
             }
+            // It never came back.
             (*thread).active = 0;
+            add(open, LESS);
             lose(scene.counts, Loss::CallAbandoned);
         }
 
@@ -213,20 +217,16 @@ fn enter(ctx: *mut c_void) -> u32 {
             epoch,
             address: old,
         };
-        let old_block = if old == 0 {
-            None
-        } else {
-            LIVE.get_ptr(old_key)
-        };
+        let old_block = if old == 0 { None } else { find(&old_key) };
         if !sampled && old_block.is_none() && !scene.cookie.may_nest() {
             return SKIP_RETURN;
         }
-        let Some(thread) = thread_record(scene.thread_id) else {
+        let Some(thread) = thread_record(known, scene.thread_id) else {
             lose(scene.counts, Loss::ThreadsFull);
             // Its return will not be seen, so the old block counts as freed.
             if let Some(block) = old_block {
                 let block = *block;
-                if LIVE.remove(old_key).is_ok() {
+                if take_out(&old_key) {
                     account_free(&block, scene.counts);
                 }
             }
@@ -234,12 +234,12 @@ fn enter(ctx: *mut c_void) -> u32 {
         };
         let thread = &mut *thread;
         thread.has_old = 0;
+        thread.old_address = old;
         if let Some(block) = old_block {
             // Taken out now: as soon as the old block is released, another
             // thread may own its address.
             thread.old = *block;
-            thread.old_address = old;
-            thread.has_old = u64::from(LIVE.remove(old_key).is_ok());
+            thread.has_old = u64::from(take_out(&old_key));
         }
         thread.sp = regs.rsp;
         thread.entered_ns = now();
@@ -258,7 +258,47 @@ fn enter(ctx: *mut c_void) -> u32 {
             thread.stack = site(thread, &scene, epoch);
         }
         thread.active = 1;
+        add(open, 1);
         SEE_RETURN
+    }
+}
+
+/// The thread's record, if it may have an open call.
+#[inline(always)]
+unsafe fn open_thread(open: *mut u64, id: u64) -> Option<*mut Thread> {
+    // SAFETY: a map value; volatile, as other threads change it.
+    if unsafe { core::ptr::read_volatile(open) } == 0 {
+        return None;
+    }
+    THREADS.get_ptr_mut(id)
+}
+
+/// Whether a call at this stack pointer was made by the open call of the
+/// thread: from a deeper stack, or by a jump, which leaves the open call's
+/// return address, taken over by the kernel, on top of the stack.
+#[inline(always)]
+unsafe fn is_inner(thread: *const Thread, sp: u64) -> bool {
+    // SAFETY: a map value.
+    unsafe {
+        (sp < (*thread).sp || (sp == (*thread).sp && is_trampoline(sp)))
+            && now().wrapping_sub((*thread).entered_ns) < ABANDONED_NS
+    }
+}
+
+/// Whether the open call of the thread, if there is one, moves a block: then it
+/// has counted the free that it makes now.
+#[inline(always)]
+unsafe fn is_moving(id: u64, sp: u64) -> bool {
+    // SAFETY: map values.
+    unsafe {
+        open_calls(id)
+            .and_then(|open| open_thread(open, id))
+            .is_some_and(|thread| {
+                (*thread).active != 0
+                    && FunctionKind::from_number((*thread).kind as u8)
+                        .is_some_and(FunctionKind::moves)
+                    && is_inner(thread, sp)
+            })
     }
 }
 
@@ -356,6 +396,9 @@ fn leave(ctx: *mut c_void) {
             return;
         }
         thread.active = 0;
+        if let Some(open) = open_calls(thread_id) {
+            add(open, LESS);
+        }
         let Some(scene) = scene(ctx) else { return };
         let address = if thread.kind == FunctionKind::PosixMemalign as u64 {
             if regs.rax as u32 != 0 {
@@ -370,6 +413,10 @@ fn leave(ctx: *mut c_void) {
             regs.rax
         };
         let epoch = scene.epoch;
+        if address == 0 && thread.size == 0 && thread.old_address != 0 {
+            // Counted as an allocation and a free, it was but a free.
+            add(&raw mut (*scene.counts).frees, 1);
+        }
         if thread.has_old != 0 {
             if address == 0 && thread.size != 0 {
                 // The realloc failed, so the old block lives on, unless its
@@ -379,7 +426,7 @@ fn leave(ctx: *mut c_void) {
                     epoch,
                     address: thread.old_address,
                 };
-                let _ = LIVE.insert(key, thread.old, u64::from(BPF_NOEXIST));
+                let _ = put_in(&key, &thread.old);
             } else {
                 account_free(&thread.old, scene.counts);
             }
@@ -403,9 +450,44 @@ fn leave(ctx: *mut c_void) {
     }
 }
 
+/// The live block with this key. Most blocks are not recorded, and then the
+/// look-up is spared.
+#[inline(always)]
+fn find(key: &BlockKey) -> Option<*const Block> {
+    let count = live_at(key.address)?;
+    // SAFETY: a map value; volatile, as other threads change it.
+    if unsafe { core::ptr::read_volatile(count) } == 0 {
+        return None;
+    }
+    LIVE.get_ptr(key)
+}
+
+/// Removes a live block; false when it was gone.
+#[inline(always)]
+fn take_out(key: &BlockKey) -> bool {
+    let removed = LIVE.remove(key).is_ok();
+    if removed && let Some(count) = live_at(key.address) {
+        add(count, LESS);
+    }
+    removed
+}
+
+/// Adds a live block, unless the key is there already.
+#[inline(always)]
+fn put_in(key: &BlockKey, block: &Block) -> Result<(), i32> {
+    let count = live_at(key.address).ok_or(-2)?;
+    // Counted first: it must never be found uncounted.
+    add(count, 1);
+    let inserted = LIVE.insert(key, block, u64::from(BPF_NOEXIST));
+    if inserted.is_err() {
+        add(count, LESS);
+    }
+    inserted
+}
+
 #[inline(always)]
 fn record(key: &BlockKey, block: &Block, counts: *mut TargetCounts) {
-    if let Err(code) = LIVE.insert(key, block, u64::from(BPF_NOEXIST)) {
+    if let Err(code) = put_in(key, block) {
         if code != -17 {
             lose(counts, Loss::BlocksFull);
             return;
@@ -414,9 +496,12 @@ fn record(key: &BlockKey, block: &Block, counts: *mut TargetCounts) {
         lose(counts, Loss::FreeMissed);
         if let Some(stale) = LIVE.get_ptr(key) {
             // SAFETY: a map value.
-            account_free(unsafe { &*stale }, counts);
+            let stale = unsafe { *stale };
+            if take_out(key) {
+                account_free(&stale, counts);
+            }
         }
-        if LIVE.insert(key, block, u64::from(BPF_ANY)).is_err() {
+        if put_in(key, block).is_err() {
             lose(counts, Loss::BlocksFull);
             return;
         }
@@ -456,21 +541,24 @@ fn release(ctx: *mut c_void) {
     let Some(scene) = scene(ctx) else { return };
     // SAFETY: the kernel's register set and map values.
     unsafe {
-        let address = (*(ctx as *const pt_regs)).rdi;
+        let regs = &*(ctx as *const pt_regs);
+        let address = regs.rdi;
         if address == 0 {
             return;
         }
-        add(&raw mut (*scene.counts).frees, 1);
+        if !(scene.cookie.may_nest() && is_moving(scene.thread_id, regs.rsp)) {
+            add(&raw mut (*scene.counts).frees, 1);
+        }
         let key = BlockKey {
             tgid: scene.tgid,
             epoch: scene.epoch,
             address,
         };
-        let Some(block) = LIVE.get_ptr(key) else {
+        let Some(block) = find(&key) else {
             return;
         };
         let block = *block;
-        if LIVE.remove(key).is_ok() {
+        if take_out(&key) {
             account_free(&block, scene.counts);
         }
     }

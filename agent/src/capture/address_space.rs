@@ -1,7 +1,13 @@
 //! A target's executable mappings: given to the kernel unwinder, and used here
 //! to turn code addresses into places in files.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use agent_ebpf::abi::stack::{self, MAX_MAPPINGS, Mappings};
 use anyhow::{Result, ensure};
@@ -13,6 +19,10 @@ use super::{
     tables::{Piece, UNRULED},
 };
 use crate::host::mapping::{self, Mapping};
+
+/// The next list of mappings: what the kernel remembers of an earlier one is
+/// void. 0 is never given, as it is what an empty memory says.
+static GENERATION: AtomicU32 = AtomicU32::new(1);
 
 /// One executable mapping.
 #[derive(Clone, Debug)]
@@ -126,7 +136,7 @@ impl AddressSpace {
         list.truncate(MAX_MAPPINGS);
         let mut value = Box::new(Mappings {
             len: list.len() as u32,
-            reserved: 0,
+            generation: GENERATION.fetch_add(1, Ordering::Relaxed),
             list: [stack::Mapping::default(); MAX_MAPPINGS],
         });
         for (place, piece) in value.list.iter_mut().zip(list) {

@@ -208,14 +208,11 @@ impl Target {
     /// Whether every call that hands out or takes back a block is counted, so
     /// that their difference tells how the number of blocks changed.
     pub fn counts_every_call(&self) -> bool {
-        // Their realloc may call the probed free, which then counts twice.
-        let twice = ["musl", "mimalloc"];
         self.left_out == 0
-            && self.allocators.iter().all(|allocator| {
-                allocator.why_not.is_none()
-                    && allocator.uncovered.is_empty()
-                    && !twice.contains(&allocator.kind)
-            })
+            && self
+                .allocators
+                .iter()
+                .all(|allocator| allocator.why_not.is_none() && allocator.uncovered.is_empty())
     }
 
     /// Device and inode of the files that are probed.
@@ -514,8 +511,16 @@ impl Target {
         for file in fresh {
             let mut points = FilePoints::default();
             for family in &file.families {
+                let moving_frees = family
+                    .functions
+                    .iter()
+                    .any(|function| function.kind.moves() && function.may_nest);
                 for function in family.functions.iter().filter(|_| family.why_not.is_none()) {
-                    let cookie = Cookie::new(self.slot, function.kind, function.may_nest).0;
+                    let may_nest = match function.kind {
+                        FunctionKind::Free => moving_frees,
+                        _ => function.may_nest,
+                    };
+                    let cookie = Cookie::new(self.slot, function.kind, may_nest).0;
                     let point = Point {
                         offset: function.offset,
                         cookie,

@@ -27,9 +27,7 @@ fn cost_1(subject: &Subject, budget: &Budget) -> Result<(), String> {
             said()
         ));
     }
-    // Threads that were never seen to share the traps, and suddenly all do,
-    // leave a debt that pauses repay.
-    if late > budget.window.as_secs_f64() * (subject.law.lanes - 1.0) {
+    if late > 0.0 {
         return Err(format!("{late:.4} s over after a minute:\n{}", said()));
     }
     Ok(())
