@@ -43,6 +43,8 @@ const PASSES: usize = 5;
 const FRAMES: usize = 50;
 /// Further frames over the shortest stack, to tell what one frame costs.
 const FURTHER: [usize; 4] = [10, 30, 50, 100];
+/// What the call tree adds on average.
+const TREE_FRAMES: usize = 6;
 /// Sampling mean of the sampled row, bytes.
 const MEAN: u64 = 512 << 10;
 
@@ -104,6 +106,12 @@ fn run() -> Result<Table> {
         anyhow::Ok(subject)
     };
     let main = deeper(FRAMES.saturating_sub(base))?;
+    let varied = Subject::varied(
+        ((FRAMES.saturating_sub(base + TREE_FRAMES) * 2).div_ceil(3)) as u32,
+        libraries.directory(),
+        &processors,
+    )?;
+    varied.pause()?;
     let ladder: Vec<Subject> = FURTHER
         .iter()
         .map(|frames| deeper(*frames))
@@ -143,6 +151,17 @@ fn run() -> Result<Table> {
             script.stop()?;
         }
         main.pause()?;
+
+        varied.resume()?;
+        {
+            let _probes = floor.three_traps(varied.pid())?;
+            table.varied_floor.lower(varied.best()?);
+        }
+        session.attach(varied.pid(), 1)?;
+        table.varied.lower(varied.best()?);
+        (table.varied_stacks, table.varied_frames) = session.spread(varied.pid())?;
+        session.detach(varied.pid());
+        varied.pause()?;
 
         let rungs = table
             .ladder

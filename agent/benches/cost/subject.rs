@@ -35,9 +35,19 @@ impl Subject {
     /// Starts it with a stack of this depth and waits for its first line.
     /// Libraries are first looked for in `libraries`.
     pub(crate) fn start(depth: u32, libraries: &Path, processors: &Processors) -> Result<Self> {
+        Self::start_as(&[&depth.to_string()], libraries, processors)
+    }
+
+    /// As [`Self::start`], with a call tree on top of the stack: no pair has
+    /// the stack of the one before.
+    pub(crate) fn varied(depth: u32, libraries: &Path, processors: &Processors) -> Result<Self> {
+        Self::start_as(&[&depth.to_string(), "varied"], libraries, processors)
+    }
+
+    fn start_as(arguments: &[&str], libraries: &Path, processors: &Processors) -> Result<Self> {
         let program = program()?;
         let mut child = Command::new(&program)
-            .arg(depth.to_string())
+            .args(arguments)
             .env("LD_LIBRARY_PATH", libraries)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

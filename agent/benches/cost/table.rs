@@ -12,6 +12,8 @@ const SAMPLED_BAR: f64 = 1.1;
 const EXACT_BAR: f64 = 1.6;
 /// Nanoseconds of one unwound frame, at most.
 const FRAME_BAR: f64 = 80.0;
+/// The bpftrace script over ours, at least.
+const SCRIPT_BAR: f64 = 8.0;
 
 /// The least of what was measured; nothing yet: not a number.
 #[derive(Clone, Copy)]
@@ -51,6 +53,12 @@ pub(crate) struct Table {
     /// Multi, perf.
     pub(crate) other_exact: [Least; 2],
     pub(crate) bpftrace: Least,
+    /// On the program with a call tree: its stacks, their mean frames, its
+    /// floor of three traps, every allocation.
+    pub(crate) varied_stacks: usize,
+    pub(crate) varied_frames: f64,
+    pub(crate) varied_floor: Least,
+    pub(crate) varied: Least,
     /// The shortest stack, then the longer ones.
     pub(crate) ladder: [Rung; 5],
     pub(crate) times: Vec<Times>,
@@ -149,13 +157,29 @@ impl fmt::Display for Table {
                 "bpftrace script: not measured, bpftrace is not installed (apt-get install bpftrace)"
             )?;
         } else {
-            let ratio = self.bpftrace.0 / self.exact.0;
+            let ratio = self.bpftrace.0 / self.sampled.0;
             writeln!(
                 f,
-                "{:<44}{:>10.1}{ratio:>10.2} × every allocation by session, for comparison",
-                "bpftrace script like memleak", self.bpftrace.0
+                "{:<44}{:>10.1}{ratio:>10.2} × sampled, bar ≥ {SCRIPT_BAR} {}; {:.2} × every allocation",
+                "bpftrace script like memleak",
+                self.bpftrace.0,
+                verdict(ratio >= SCRIPT_BAR),
+                self.bpftrace.0 / self.exact.0,
             )?;
         }
+        writeln!(
+            f,
+            "\none pair in a call tree, {} stacks of {:.0} frames on average",
+            self.varied_stacks, self.varied_frames
+        )?;
+        cost(f, "floor: three empty traps", self.varied_floor)?;
+        against(
+            f,
+            "every allocation, session",
+            self.varied,
+            self.varied_floor,
+            EXACT_BAR,
+        )?;
 
         writeln!(
             f,

@@ -115,6 +115,22 @@ impl Tracer {
         Ok(stack.frames.len())
     }
 
+    /// How many stacks allocate in a process under exact tracing, and the mean
+    /// of their frames over its allocations.
+    pub(crate) fn spread(&mut self, pid: u32) -> Result<(usize, f64)> {
+        self.capture.drain();
+        let reading = self.capture.read()?.remove(&pid).unwrap_or_default();
+        let (mut stacks, mut pairs, mut frames) = (0, 0, 0);
+        for (hash, site) in reading.sites.iter().filter(|(_, site)| site.allocated > 10) {
+            let stack = self.capture.stack(*hash).context("a stack was lost")?;
+            stacks += 1;
+            pairs += site.allocated;
+            frames += site.allocated * stack.frames.len() as u64;
+        }
+        ensure!(pairs > 1000, "the measured program hardly allocates");
+        Ok((stacks, frames as f64 / pairs as f64))
+    }
+
     /// The probed instructions of a target, by file.
     pub(crate) fn points(&self, pid: u32) -> Result<Vec<(PathBuf, FilePoints)>> {
         let files = self.probed(pid)?.into_iter().map(|(file, _, functions)| {

@@ -135,10 +135,7 @@ pub(crate) fn measure(settings: &Settings) -> Result<Cost> {
 fn timed(watch: &mut Watch) -> Result<((usize, usize), Duration)> {
     let before = processor_time();
     let sweep = watch.sweep(Instant::now())?;
-    Ok((
-        (sweep.read, sweep.moved),
-        processor_time().saturating_sub(before),
-    ))
+    Ok(((sweep.read, sweep.moved), processor_time() - before))
 }
 
 /// Processor time of this thread.
