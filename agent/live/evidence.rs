@@ -101,15 +101,13 @@ struct Block {
     kind: String,
     fate: Fate,
     over_aligned: bool,
-    /// What was in it when it was handed out, where that tells something.
-    head: Option<Vec<u64>>,
 }
 
 struct Blocks {
     program: Program,
     table: PathBuf,
     memory: Memory,
-    list: Vec<Block>,
+    blocks: Vec<Block>,
 }
 
 impl Blocks {
@@ -129,7 +127,7 @@ impl Blocks {
             program,
             table,
             memory,
-            list: blocks,
+            blocks,
         })
     }
 
@@ -145,9 +143,9 @@ impl Blocks {
     }
 
     /// First reads of all blocks, identified by site: size and contents.
-    fn first_reads(&mut self, allocator: Allocator, born: bool) -> Result<Vec<FirstRead>> {
+    fn first_reads(&mut self, allocator: Allocator) -> Result<Vec<FirstRead>> {
         let requests: Vec<Request> = self
-            .list
+            .blocks
             .iter()
             .map(|block| Request {
                 allocator,
@@ -160,16 +158,13 @@ impl Blocks {
         let outcome = evidence::first_reads(&self.memory, &requests, BUDGET)?;
         report_cost("first reads", &outcome, started.elapsed());
         let mut sites: BTreeMap<(u64, String), (Vec<usize>, Vec<FirstRead>)> = BTreeMap::new();
-        for (index, (block, first)) in self.list.iter().zip(outcome.results).enumerate() {
-            let mut first = match first {
+        for (index, (block, first)) in self.blocks.iter().zip(outcome.results).enumerate() {
+            let first = match first {
                 Ok(first) => first,
                 // Nobody has written into the large zeroed ones.
                 Err(Unreadable::Absent(Absent::Hole)) if block.kind == "zero" => continue,
                 Err(why) => bail!("a live block of {} bytes: {why:?}", block.size),
             };
-            if let Some(head) = block.head.as_ref().filter(|_| born) {
-                first.born(head);
-            }
             let site = sites.entry((block.size, block.kind.clone())).or_default();
             site.0.push(index);
             site.1.push(first);
@@ -182,18 +177,12 @@ impl Blocks {
         firsts.sort_unstable_by_key(|(index, _)| *index);
         let (kept, firsts): (Vec<usize>, Vec<FirstRead>) = firsts.into_iter().unzip();
         let mut index = 0;
-        self.list.retain(|_| {
+        self.blocks.retain(|_| {
             index += 1;
             kept.binary_search(&(index - 1)).is_ok()
         });
         Ok(firsts)
     }
-}
-
-/// The tables are what these tests are for.
-#[expect(clippy::print_stdout, reason = "a test reports to its terminal")]
-fn show(text: &str) {
-    println!("{text}");
 }
 
 fn parse(line: &str) -> Option<Block> {
@@ -210,13 +199,6 @@ fn parse(line: &str) -> Option<Block> {
             _ => return None,
         },
         over_aligned: fields.next()? == "1",
-        head: {
-            let resized = fields.next()? == "1";
-            let words = fields
-                .map(|word| word.parse().ok())
-                .collect::<Option<_>>()?;
-            Some(words).filter(|_| !resized)
-        },
     })
 }
 
@@ -224,7 +206,7 @@ fn parse(line: &str) -> Option<Block> {
 #[derive(Default)]
 struct Confusion(BTreeMap<(String, bool), BTreeMap<&'static str, u32>>);
 
-const COLUMNS: [&str; 6] = ["alive", "mutated", "held", "unchanged", "gone", "unknown"];
+const COLUMNS: [&str; 5] = ["alive", "mutated", "unchanged", "gone", "unknown"];
 
 impl Confusion {
     fn of(blocks: &[Block], signs: &[Sign]) -> Self {
@@ -234,7 +216,6 @@ impl Confusion {
             let column = match sign {
                 Sign::Alive => "alive",
                 Sign::Mutated => "mutated",
-                Sign::Held => "held",
                 Sign::Unchanged => "unchanged",
                 Sign::Gone(_) => "gone",
                 Sign::Unknown(_) => "unknown",
@@ -270,69 +251,62 @@ impl Confusion {
                 let _ = write!(text, "{:>10}", row.get(column).unwrap_or(&0));
             }
         }
-        show(&text);
+        println!("{text}");
     }
 }
 
 fn report_cost<T>(what: &str, outcome: &Outcome<T>, took: Duration) {
-    show(&format!(
+    println!(
         "{what}: {} blocks, {} reads, {} KiB, {took:?}, skipped {:?}",
         outcome.results.len(),
         outcome.reads,
         outcome.bytes >> 10,
         outcome.skipped
-    ));
+    );
 }
 
 fn told_rightly(name: &str, path: &Path, allocator: Allocator) -> Result<()> {
     let mut target = Blocks::start(name, path)?;
-    let firsts = target.first_reads(allocator, false)?;
-    let born = target.first_reads(allocator, true)?;
-    sizes_are_right(&target.list, &firsts)?;
+    let firsts = target.first_reads(allocator)?;
+    sizes_are_right(&target.blocks, &firsts)?;
     let before = contents(&target)?;
 
-    let look = |title: &str, firsts: &[FirstRead]| -> Result<(Vec<Sign>, Confusion)> {
+    let look = |title: &str| -> Result<(Vec<Sign>, Confusion)> {
         let started = Instant::now();
-        let outcome = evidence::again_all(&target.memory, firsts, BUDGET)?;
+        let outcome = evidence::again_all(&target.memory, &firsts, BUDGET)?;
         report_cost(title, &outcome, started.elapsed());
-        let confusion = Confusion::of(&target.list, &outcome.results);
+        let confusion = Confusion::of(&target.blocks, &outcome.results);
         confusion.print(&format!("{name}, {title}"));
         let nothing_freed = title == UNTOUCHED;
-        for (block, sign) in target.list.iter().zip(&outcome.results) {
+        for (block, sign) in target.blocks.iter().zip(&outcome.results) {
             let wrong = match block.fate {
                 Fate::Freed => matches!(sign, Sign::Alive | Sign::Mutated),
                 _ => matches!(sign, Sign::Gone(_)),
             };
             if wrong && !nothing_freed {
-                show(&format!(
-                    "  {} {} {:?}: {sign:?}",
-                    block.kind, block.size, block.fate
-                ));
+                println!("  {} {} {:?}: {sign:?}", block.kind, block.size, block.fate);
             }
         }
         Ok((outcome.results, confusion))
     };
 
-    let (signs, _) = look(UNTOUCHED, &firsts)?;
+    let (signs, _) = look(UNTOUCHED)?;
     ensure!(
         signs.iter().all(|sign| !matches!(sign, Sign::Gone(_))),
         "a live block was called gone"
     );
     target.free()?;
-    let (signs, freed) = look("freed, not reused", &firsts)?;
+    let (signs, freed) = look("freed, not reused")?;
     marks_are_right(allocator, &target, &before, &signs)?;
     check(&freed, allocator)?;
     signal(target.program.pid(), libc::SIGUSR1)?;
     for after in CHURN {
         thread::sleep(after);
-        let title = format!("after {after:?} more of churn");
-        let (_, reused) = look(&title, &firsts)?;
-        check(&reused, allocator)?;
-        let (_, reused) = look(&format!("{title}, first words at birth known"), &born)?;
+        let (_, reused) = look(&format!("after {after:?} more of churn"))?;
         check(&reused, allocator)?;
     }
     let calls = fs::read_to_string(format!("{}.calls", target.table.display()))?;
-    show(&format!("{} allocations and frees meanwhile", calls.trim()));
+    println!("{} allocations and frees meanwhile", calls.trim());
     ensure!(target.program.is_running()?, "the program has died");
     Ok(())
 }
@@ -355,7 +329,6 @@ fn check(confusion: &Confusion, allocator: Allocator) -> Result<()> {
     );
     let found = match allocator.facts().mark {
         Mark::Nowhere => ["unchanged"].as_slice(),
-        Mark::Header => &["alive", "held"],
         _ => &["alive", "mutated"],
     };
     let known = confusion.share(|kind| kind == "random", false, found);
@@ -364,7 +337,7 @@ fn check(confusion: &Confusion, allocator: Allocator) -> Result<()> {
         "only {:.0} % of the live blocks with random contents are recognised",
         known * 100.0
     );
-    let plain = confusion.share(|kind| PLAIN.contains(&kind), false, &["alive", "mutated"]);
+    let plain = confusion.share(|kind| PLAIN.contains(&kind), false, &["alive", "unchanged"]);
     ensure!(plain <= 0.0, "blocks with plain contents are recognised");
     Ok(())
 }
@@ -398,7 +371,7 @@ fn contents(target: &Blocks) -> Result<Vec<Vec<u64>>> {
             .map_while(|word| pages.word(block.address + word * 8).ok())
             .collect()
     };
-    Ok(target.list.iter().map(words).collect())
+    Ok(target.blocks.iter().map(words).collect())
 }
 
 fn is_marked(block: &Block) -> bool {
@@ -415,7 +388,7 @@ fn marks_are_right(
     let facts = allocator.facts();
     let after = contents(target)?;
     let (mut freed, mut told, mut destroyed, mut should, mut beyond) = (0, 0, 0, 0, 0);
-    let blocks = target.list.iter().zip(signs);
+    let blocks = target.blocks.iter().zip(signs);
     for ((block, sign), (before, after)) in blocks.zip(before.iter().zip(&after)) {
         if !is_marked(block) || block.over_aligned {
             continue;
@@ -443,10 +416,10 @@ fn marks_are_right(
             beyond += usize::from(changed.iter().skip(words.max(2)).any(|changed| *changed));
         }
     }
-    show(&format!(
+    println!(
         "marks: {freed} freed blocks, {told} told by the mark; of {should} words that a free \
          destroys {destroyed} are; {beyond} blocks changed beyond them"
-    ));
+    );
     ensure!(freed > 100, "too few blocks were freed");
     let expected = if facts.mark == Mark::Nowhere {
         0
