@@ -3,9 +3,9 @@
 //! about a damaged or hostile file is "nothing", never a panic.
 
 pub mod frames;
-pub mod mini;
 pub mod functions;
 pub mod image;
+pub mod mini;
 
 use std::borrow::Cow;
 
