@@ -318,6 +318,11 @@ impl Capture {
         self.targets.get(&id)
     }
 
+    /// Builds that are not probed because one died while it was.
+    pub fn quarantined(&self) -> usize {
+        self.quarantine.len()
+    }
+
     /// How probes are attached.
     pub fn method(&self) -> Method {
         self.method

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     capture::{links::Method, trial},
+    daemon,
     finding::Confidence,
     inspect, tasks,
 };
@@ -40,6 +41,11 @@ enum Command {
     /// Ends after --for, at Ctrl-C or with the last target. Exit codes: 0 nothing found, 1 error, 2
     /// usage, 3 a finding at or above --fail-on, 4 a target could not be observed.
     Inspect(InspectArgs),
+    /// Watch every process, follow those that grow, and tell the journal what leaks
+    ///
+    /// What systemd starts; runs until SIGTERM or SIGINT and reads its settings again on SIGHUP.
+    /// Exit codes: 0 ended as asked, 1 error, 2 settings that cannot be used.
+    Daemon(DaemonArgs),
     /// Check the daemon's settings: a file, with the drop-ins beside it
     ///
     /// Exit codes: 0 the daemon takes them, 2 it does not, and every reason is printed.
@@ -57,6 +63,18 @@ enum Command {
     /// What the attach trial tries its probes on
     #[command(name = trial::SUBCOMMAND, hide = true)]
     Trial,
+}
+
+/// Arguments of `daemon`.
+#[derive(Debug, Args)]
+pub struct DaemonArgs {
+    /// Settings, with drop-ins beside them [default: /etc/lingerscope/lingerscope.yaml, which may be
+    /// absent]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Refuse settings with keys that this version does not know, instead of warning
+    #[arg(long)]
+    pub strict: bool,
 }
 
 /// Arguments of `inspect`.
@@ -177,6 +195,7 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Inspect(args) => inspect::run(&args),
+        Command::Daemon(args) => daemon::run(&args),
         Command::CheckConfig { file } => settings::check(file.as_deref()),
         Command::DefaultConfig => settings::default(),
         Command::Tasks(args) => tasks::run(&args),

@@ -96,6 +96,9 @@ section! {
         interval [restart]: Duration = Duration::from_secs(10),
         /// Slowest growth that makes a process a suspect.
         min_rate: Rate = Rate(256.0),
+        /// How long growth must have gone on before it does, where no memory limit is
+        /// near.
+        patience: Duration = Duration::from_mins(15),
         /// Least growth in total before it does.
         min_growth: Bytes = Bytes(4 << 20),
     }

@@ -14,6 +14,7 @@ pub mod mapping;
 pub mod meminfo;
 pub mod memory;
 pub mod module;
+pub mod own_tables;
 pub mod population;
 pub mod pressure;
 pub mod privilege;

@@ -6,9 +6,10 @@
 //! functions, [`tokio_rt`] names tasks, [`ledger`] keeps what is live,
 //! [`analysis`] judges it, [`finding`] is the one model that every
 //! [`output`] prints. [`alert`] decides what is told, [`config`] holds the
-//! settings. [`investigation`] runs them for processes, [`inspect`] is the
-//! front that names those; [`tasks`] is the front that lists a process's Tokio
-//! tasks.
+//! settings. [`investigation`] runs them for processes. Three fronts use all
+//! that: [`inspect`] for processes that are named, [`daemon`] for all of a
+//! host, of which [`watch`] tells those that grow, and [`tasks`], which lists a
+//! process's Tokio tasks.
 //!
 //! `ledger`, `analysis`, `finding` and `alert` are pure: they know nothing of aya,
 //! tokio, files or clocks.
@@ -18,12 +19,14 @@ pub mod analysis;
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod elf;
 pub mod finding;
 pub mod host;
 pub mod inspect;
 pub mod investigation;
 pub mod ledger;
+pub mod log;
 pub mod output;
 pub mod symbols;
 pub mod tasks;

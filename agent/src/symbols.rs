@@ -42,6 +42,11 @@ impl Symbols {
         }
     }
 
+    /// Whether nothing was looked up yet.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
     /// The frames at one code address of a process, innermost first. A return
     /// address (`exact` false) is one past the call it belongs to.
     pub fn frames(&mut self, space: &AddressSpace, address: u64, exact: bool) -> Vec<Frame> {

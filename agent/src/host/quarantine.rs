@@ -71,6 +71,16 @@ impl Quarantine {
         })
     }
 
+    /// Builds in the list.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether no build is in the list.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// The entry of a build, if it is in the list.
     pub fn find(&self, build_id: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.build_id == build_id)

@@ -1,0 +1,531 @@
+//! The front that systemd starts: watches every process, follows those that
+//! grow, and tells what it finds.
+//!
+//! One loop over a closed set of [`Event`]s. All that it owns is touched by
+//! this loop only.
+
+mod event;
+mod health;
+mod pursuit;
+mod told;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use aya_log::EbpfLogger;
+use tokio::time::Instant;
+
+use self::{
+    event::{Event, Events},
+    health::Health,
+    pursuit::Pursuits,
+    told::Told,
+};
+use crate::{
+    alert::Moment,
+    analysis,
+    capture::{
+        governor::{Budget, Wish},
+        links::Method,
+        refusal::Refusal,
+    },
+    cli::{DaemonArgs, EXIT_NOTHING, EXIT_USAGE},
+    config::{self, Mode, Settings, Subject, UnknownKeys},
+    finding::Text,
+    host::{
+        kernel,
+        population::Identity,
+        pressure::Pressure,
+        privilege,
+        process::{self, Process},
+    },
+    investigation::{Happening, Investigation},
+    log,
+    output::notify::Notify,
+    symbols::Symbols,
+    watch::{self, Suspect, Watch},
+};
+
+/// Room for recorded blocks of all followed processes: 29 MB of kernel memory.
+const LIVE_BLOCKS: u32 = 1 << 18;
+/// Pause between two judgements, whosever.
+const JUDGE_EVERY: Duration = Duration::from_secs(2);
+/// Pause between two judgements of the same process.
+const JUDGE_AGAIN: Duration = Duration::from_secs(30);
+
+/// Runs `daemon`; the exit code.
+///
+/// # Errors
+/// What keeps the service from working at all. A process that cannot be probed
+/// is none: that is told, and the rest goes on.
+pub fn run(args: &DaemonArgs) -> Result<u8> {
+    let keys = if args.strict {
+        UnknownKeys::Refuse
+    } else {
+        UnknownKeys::Warn
+    };
+    let loaded = match config::load(args.config.as_deref(), keys, now().unix_s) {
+        Ok(loaded) => loaded,
+        Err(invalid) => {
+            tracing::error!("{invalid}");
+            return Ok(EXIT_USAGE);
+        }
+    };
+    log::set_level(&loaded.settings.log.level.to_string());
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Some(sentence) = privilege::missing() {
+        bail!(sentence);
+    }
+    // No core dump of ours may carry what was read from a target.
+    // SAFETY: takes numbers only.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        Daemon::new(args.config.clone(), loaded.settings)?
+            .run()
+            .await
+    })
+}
+
+fn now() -> Moment {
+    Moment {
+        monotonic: Duration::from_nanos(kernel::monotonic_ns()),
+        unix_s: jiff::Timestamp::now().as_second(),
+    }
+}
+
+struct Daemon {
+    file: Option<PathBuf>,
+    settings: Settings,
+    investigation: Investigation,
+    watch: Watch,
+    pursuits: Pursuits,
+    told: Told,
+    notify: Notify,
+    health: Health,
+    symbols: Symbols,
+}
+
+impl Daemon {
+    fn new(file: Option<PathBuf>, settings: Settings) -> Result<Self> {
+        let notify = Notify::from_environment().context("cannot speak to the service manager")?;
+        let mut investigation = Investigation::new(LIVE_BLOCKS, &Method::ALL)?;
+        investigation.govern(budget(&settings));
+        investigation.announce_programs()?;
+        Ok(Self {
+            watch: Watch::new(&watched(&settings))
+                .context("cannot watch the processes of this host")?,
+            told: Told::new(&settings, now()),
+            health: Health::new(&settings)?,
+            pursuits: Pursuits::default(),
+            symbols: Symbols::new(),
+            file,
+            settings,
+            investigation,
+            notify,
+        })
+    }
+
+    async fn run(mut self) -> Result<u8> {
+        let mut events = Events::new(
+            self.investigation.ring_descriptor()?,
+            self.settings.watch.interval,
+            JUDGE_EVERY,
+        )?;
+        let mut log = EbpfLogger::init(self.investigation.ebpf())?;
+        self.health.listen(&self.settings).await?;
+        self.ready();
+        tracing::info!(
+            mode = %self.settings.mode,
+            attach = self.investigation.capture().method().name(),
+            "watching"
+        );
+        loop {
+            match events.next().await? {
+                Event::Stop => break,
+                Event::Reload => self.reload(),
+                Event::Records => self.handle_records(),
+                Event::Step => {}
+                Event::Tick => {
+                    log.flush();
+                    self.tick();
+                }
+                Event::Sweep => self.sweep(),
+                Event::Judge => self.judge_next(),
+            }
+            // Whatever happened may have brought the next step nearer.
+            let pause = self.investigation.advance();
+            events.step = Instant::now() + pause;
+        }
+        tell_manager(self.notify.stopping());
+        tracing::info!("ending, probes come off");
+        self.investigation.detach_all();
+        self.told.end();
+        Ok(EXIT_NOTHING)
+    }
+
+    /// What a second brings.
+    fn tick(&mut self) {
+        if let Err(error) = self.investigation.tick() {
+            tracing::warn!(error = %format_args!("{error:#}"), "an observation is missing");
+        }
+        if let Ok(pressure) = Pressure::of_host() {
+            self.investigation.press(pressure.some_avg10);
+        }
+        for sentence in self.investigation.take_notes() {
+            tracing::info!("{sentence}");
+        }
+        self.told.tick(now());
+        if self.health.is_too_big() {
+            self.shrink();
+        }
+        let quarantined = self.investigation.capture().quarantined() as u64;
+        self.health.publish(&self.settings, &self.told, quarantined);
+        tell_manager(self.notify.status(&self.status()));
+        tell_manager(self.notify.alive());
+    }
+
+    /// Looks at every process.
+    fn sweep(&mut self) {
+        let sweep = match self.watch.sweep(std::time::Instant::now()) {
+            Ok(sweep) => sweep,
+            Err(error) => {
+                tracing::warn!(error = %format_args!("{error:#}"), "the processes of this host cannot be listed");
+                return;
+            }
+        };
+        let at = now().monotonic;
+        for identity in &sweep.gone {
+            self.told.ended(now(), *identity);
+        }
+        for suspect in sweep.suspects.iter().filter(|suspect| suspect.new) {
+            tracing::info!("{}", told::suspicion(suspect));
+        }
+        for identity in &sweep.born {
+            self.consider_pinned(*identity);
+        }
+        for suspect in &sweep.suspects {
+            self.pursuits.grows(suspect.identity, at);
+            self.investigation
+                .rank(suspect.identity.pid, suspect.time_to_limit);
+        }
+        let waiting: Vec<&Suspect> = sweep
+            .suspects
+            .iter()
+            .filter(|suspect| self.pursuits.may_follow(suspect.identity, at))
+            .collect();
+        let full = self.pursuits.len() >= self.settings.capture.max_targets as usize;
+        for pid in self.pursuits.to_release(at, full && !waiting.is_empty()) {
+            self.release(pid);
+        }
+        for suspect in waiting {
+            self.consider(suspect.identity, false);
+        }
+        self.health.swept(&sweep);
+    }
+
+    /// A process that has just begun to run a program.
+    fn started(&mut self, pid: u32) {
+        self.watch.exec(pid);
+        if let Ok(start_time) = process::start_time(pid) {
+            self.consider_pinned(Identity { pid, start_time });
+        }
+    }
+
+    fn consider_pinned(&mut self, identity: Identity) {
+        if self.settings.pinned.is_empty() || !self.pursuits.may_follow(identity, now().monotonic) {
+            return;
+        }
+        let Ok(process) = Process::of(identity.pid) else {
+            return;
+        };
+        if with_subject(&process, |subject| self.settings.pinned.matches(subject)) {
+            self.consider(identity, true);
+        }
+    }
+
+    /// Follows a process, if it may be followed and there is room.
+    fn consider(&mut self, identity: Identity, pinned: bool) {
+        if self.pursuits.len() >= self.settings.capture.max_targets as usize {
+            return;
+        }
+        let Ok(process) = Process::of(identity.pid) else {
+            return;
+        };
+        if process.start_time != identity.start_time {
+            return;
+        }
+        let at = now().monotonic;
+        if !self.is_meant(&process) {
+            self.pursuits.refuse(identity, at);
+            return;
+        }
+        let name = Text::name(&process.comm);
+        let followed = match self.settings.mode {
+            Mode::Watch => self.investigation.observe(process),
+            Mode::Survey => self.investigation.survey(process, Wish::Survey),
+            Mode::Full => self.investigation.survey(process, Wish::Auto),
+        };
+        match followed {
+            Ok(()) => {
+                tracing::info!(pid = identity.pid, process = %name, "following");
+                self.pursuits.begin(identity, pinned, at);
+            }
+            Err(Refusal::Gone(_)) => {}
+            Err(refusal) => {
+                tracing::info!(pid = identity.pid, process = %name, "{refusal}");
+                self.pursuits.refuse(identity, at);
+            }
+        }
+    }
+
+    /// Whether the settings let a process be followed.
+    fn is_meant(&self, process: &Process) -> bool {
+        with_subject(process, |subject| {
+            self.settings.covers(subject)
+                && !self
+                    .settings
+                    .capture
+                    .forbids(process.pid, subject.name, subject.exe)
+        })
+    }
+
+    /// Follows a process no more.
+    fn release(&mut self, pid: u32) {
+        tracing::info!(pid, "no longer following");
+        self.pursuits.end(pid);
+        self.health.released(pid);
+        self.investigation.release(pid);
+    }
+
+    /// Handles what the kernel programs have reported.
+    fn handle_records(&mut self) {
+        for happening in self.investigation.handle_records() {
+            match happening {
+                Happening::Started(pid) => self.started(pid),
+                Happening::Executed(pid) => self.watch.exec(pid),
+                Happening::Forked { parent, .. } => {
+                    if let Err(refusal) = self.investigation.leave_child(parent, true) {
+                        tracing::info!(pid = parent, "{refusal}");
+                        self.pursuits.end(parent);
+                    }
+                }
+                Happening::Ended(pid) => {
+                    self.judge(pid);
+                    if let Some(pursuit) = self.pursuits.end(pid) {
+                        self.told.ended(now(), pursuit.identity);
+                    }
+                    self.health.released(pid);
+                    self.investigation.release(pid);
+                }
+            }
+        }
+    }
+
+    fn judge_next(&mut self) {
+        if let Some(pid) = self.pursuits.to_judge(now().monotonic, JUDGE_AGAIN) {
+            self.judge(pid);
+        }
+    }
+
+    /// Judges a followed process and tells what is new.
+    fn judge(&mut self, pid: u32) {
+        let Some(pursuit) = self.pursuits.get_mut(pid) else {
+            return;
+        };
+        pursuit.judged = now().monotonic;
+        let settings = judged(&self.settings);
+        let Some(mut process) = self
+            .investigation
+            .describe(pid, &settings, &mut self.symbols)
+        else {
+            return;
+        };
+        pursuit.found = !process.findings.is_empty();
+        self.health.judged(&process);
+        self.told.judged(now(), &mut process);
+    }
+
+    /// Reads the settings again; the old ones hold when the new ones are bad.
+    fn reload(&mut self) {
+        tell_manager(self.notify.reloading());
+        match config::load(self.file.as_deref(), UnknownKeys::Refuse, now().unix_s) {
+            Ok(loaded) => {
+                for warning in &loaded.warnings {
+                    tracing::warn!("{warning}");
+                }
+                self.apply(loaded.settings);
+            }
+            Err(invalid) => {
+                tracing::error!("the settings stay as they were:\n{invalid}");
+            }
+        }
+        self.ready();
+    }
+
+    fn apply(&mut self, new: Settings) {
+        let changes = config::difference(&self.settings, &new);
+        if changes.is_empty() {
+            tracing::info!("the settings are as they were");
+        }
+        for change in &changes {
+            let when = if change.needs_restart {
+                " after a restart"
+            } else {
+                ""
+            };
+            tracing::info!(
+                "{}: {} instead of {}{when}",
+                change.key,
+                change.after,
+                change.before
+            );
+        }
+        let before = self.settings.mode;
+        self.settings = config::reloaded(&self.settings, new);
+        self.watch.set(&watched(&self.settings));
+        log::set_level(&self.settings.log.level.to_string());
+        self.investigation.set_budget(budget(&self.settings));
+        self.told.reload(&self.settings, now());
+        self.pursuits.ask_again();
+        // Another mode is another way to follow; what is no longer meant is
+        // left alone at once.
+        let over: Vec<u32> = self
+            .pursuits
+            .iter()
+            .map(|pursuit| pursuit.identity.pid)
+            .filter(|pid| {
+                let meant = Process::of(*pid).is_ok_and(|process| self.is_meant(&process));
+                !meant || before != self.settings.mode
+            })
+            .collect();
+        for pid in over {
+            self.release(pid);
+        }
+    }
+
+    /// Gives memory back: names of code first, then the process that is least
+    /// urgent.
+    fn shrink(&mut self) {
+        if !self.symbols.is_empty() {
+            self.symbols = Symbols::new();
+            return;
+        }
+        let least = self
+            .pursuits
+            .iter()
+            .last()
+            .map(|pursuit| pursuit.identity.pid);
+        if let Some(pid) = least {
+            tracing::warn!(
+                pid,
+                "the memory budget is used up: one process less is followed"
+            );
+            self.release(pid);
+        }
+    }
+
+    fn ready(&self) {
+        tell_manager(self.notify.ready(&self.status()));
+    }
+
+    fn status(&self) -> String {
+        let count = |count: usize, one: &str, many: &str| {
+            format!("{count} {}", if count == 1 { one } else { many })
+        };
+        format!(
+            "Watching {}, following {}, {}.",
+            count(self.watch.watched(), "process", "processes"),
+            self.pursuits.len(),
+            count(self.told.open(), "open finding", "open findings"),
+        )
+    }
+}
+
+/// What the watch is to look for.
+fn watched(settings: &Settings) -> watch::Settings {
+    let defaults = watch::Settings::default();
+    let watch = &settings.watch;
+    let least = |thresholds: watch::Thresholds| watch::Thresholds {
+        // The short windows never look for what only long ones can show.
+        min_rate: watch
+            .min_rate
+            .0
+            .max(thresholds.min_rate.min(watch.min_rate.0 * 8.0)),
+        min_net: watch.min_growth.0,
+        ..thresholds
+    };
+    watch::Settings {
+        interval: watch.interval,
+        patience: watch.patience,
+        settle: defaults.settle.min(watch.patience),
+        fast: least(defaults.fast),
+        slow: least(defaults.slow),
+        ..defaults
+    }
+}
+
+/// When growth is called a leak.
+fn judged(settings: &Settings) -> analysis::Settings {
+    analysis::Settings {
+        growth_confirm: settings.verdicts.growth_confirm,
+        page_within: settings.alerts.page_within,
+        least_rate: settings.verdicts.min_rate.0,
+        ..analysis::Settings::default()
+    }
+}
+
+/// Many processes mean many open files of `/proc`.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for the result.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: `limit` holds what the call before has written. Without
+        // more files the watch opens them anew each time.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+}
+
+/// The budget as the governor wants it.
+fn budget(settings: &Settings) -> Budget {
+    Budget {
+        target_percent: settings.budget.target_percent,
+        window_percent: settings.budget.window_percent,
+        window: Duration::from_millis(u64::from(settings.budget.window_ms)),
+        agent_percent: settings.budget.agent_percent,
+        suspects: settings.capture.max_targets as usize,
+        ..Budget::default()
+    }
+}
+
+/// How the settings name a process.
+fn with_subject<T>(process: &Process, ask: impl FnOnce(&Subject<'_>) -> T) -> T {
+    let exe = process::exe_path(process);
+    let exe = Text::name(exe.as_os_str().as_encoded_bytes());
+    let name = Text::name(&process.comm);
+    let cgroup = Text::name(&process.cgroup);
+    let unit = process.unit();
+    ask(&Subject {
+        name: name.as_str(),
+        exe: (!exe.as_str().is_empty()).then_some(exe.as_str()),
+        unit: unit.as_deref(),
+        cgroup: (!cgroup.as_str().is_empty()).then_some(cgroup.as_str()),
+        uid: Some(process.uid),
+    })
+}
+
+/// The service manager not listening is no reason to stop.
+fn tell_manager(told: std::io::Result<()>) {
+    if let Err(error) = told {
+        tracing::debug!(%error, "the service manager does not listen");
+    }
+}
