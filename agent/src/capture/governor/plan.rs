@@ -18,7 +18,7 @@ pub(super) const TRACE_CHECK: Duration = Duration::from_millis(100);
 /// The first window, which only counts.
 pub(super) const LOOK: Duration = Duration::from_millis(20);
 /// Longest window; what is cheaper than that is traced for good.
-const LONGEST: f64 = 10.0;
+const LONGEST: f64 = 1.0;
 /// Pause after a window, at least.
 const PAUSE: f64 = 1.0;
 /// Blocks that one window may record: their table is shared.
