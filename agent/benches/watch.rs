@@ -26,6 +26,8 @@ use self::{
     replay::{Noise, Tally},
 };
 
+const KIB: f64 = 1024.0;
+const GIB: f64 = KIB * KIB * KIB;
 /// Process-days of each family unless told otherwise.
 const DAYS: f64 = 300.0;
 /// Processes that the bar of the watch is told for.
@@ -108,8 +110,6 @@ fn histories(days: f64) {
     println!("Fills that go on for longer than any patience, which no trend tells from a leak:");
     println!("  {:<10} {long}", "LongFill");
     println!("Time from the beginning of a leak to suspicion, median and 90 % of runs:");
-    const KIB: f64 = 1024.0;
-    const GIB: f64 = KIB * KIB * KIB;
     for (rate, headroom) in [
         (1.0, 16.0 * GIB),
         (20.0, 16.0 * GIB),

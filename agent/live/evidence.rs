@@ -101,13 +101,15 @@ struct Block {
     kind: String,
     fate: Fate,
     over_aligned: bool,
+    /// What was in it when it was handed out, where that tells something.
+    head: Option<Vec<u64>>,
 }
 
 struct Blocks {
     program: Program,
     table: PathBuf,
     memory: Memory,
-    blocks: Vec<Block>,
+    list: Vec<Block>,
 }
 
 impl Blocks {
@@ -127,7 +129,7 @@ impl Blocks {
             program,
             table,
             memory,
-            blocks,
+            list: blocks,
         })
     }
 
@@ -143,9 +145,9 @@ impl Blocks {
     }
 
     /// First reads of all blocks, identified by site: size and contents.
-    fn first_reads(&mut self, allocator: Allocator) -> Result<Vec<FirstRead>> {
+    fn first_reads(&mut self, allocator: Allocator, born: bool) -> Result<Vec<FirstRead>> {
         let requests: Vec<Request> = self
-            .blocks
+            .list
             .iter()
             .map(|block| Request {
                 allocator,
@@ -158,13 +160,16 @@ impl Blocks {
         let outcome = evidence::first_reads(&self.memory, &requests, BUDGET)?;
         report_cost("first reads", &outcome, started.elapsed());
         let mut sites: BTreeMap<(u64, String), (Vec<usize>, Vec<FirstRead>)> = BTreeMap::new();
-        for (index, (block, first)) in self.blocks.iter().zip(outcome.results).enumerate() {
-            let first = match first {
+        for (index, (block, first)) in self.list.iter().zip(outcome.results).enumerate() {
+            let mut first = match first {
                 Ok(first) => first,
                 // Nobody has written into the large zeroed ones.
                 Err(Unreadable::Absent(Absent::Hole)) if block.kind == "zero" => continue,
                 Err(why) => bail!("a live block of {} bytes: {why:?}", block.size),
             };
+            if let Some(head) = block.head.as_ref().filter(|_| born) {
+                first.born(head);
+            }
             let site = sites.entry((block.size, block.kind.clone())).or_default();
             site.0.push(index);
             site.1.push(first);
@@ -177,12 +182,18 @@ impl Blocks {
         firsts.sort_unstable_by_key(|(index, _)| *index);
         let (kept, firsts): (Vec<usize>, Vec<FirstRead>) = firsts.into_iter().unzip();
         let mut index = 0;
-        self.blocks.retain(|_| {
+        self.list.retain(|_| {
             index += 1;
             kept.binary_search(&(index - 1)).is_ok()
         });
         Ok(firsts)
     }
+}
+
+/// The tables are what these tests are for.
+#[expect(clippy::print_stdout, reason = "a test reports to its terminal")]
+fn show(text: &str) {
+    println!("{text}");
 }
 
 fn parse(line: &str) -> Option<Block> {
@@ -199,6 +210,13 @@ fn parse(line: &str) -> Option<Block> {
             _ => return None,
         },
         over_aligned: fields.next()? == "1",
+        head: {
+            let resized = fields.next()? == "1";
+            let words = fields
+                .map(|word| word.parse().ok())
+                .collect::<Option<_>>()?;
+            Some(words).filter(|_| !resized)
+        },
     })
 }
 
@@ -206,7 +224,7 @@ fn parse(line: &str) -> Option<Block> {
 #[derive(Default)]
 struct Confusion(BTreeMap<(String, bool), BTreeMap<&'static str, u32>>);
 
-const COLUMNS: [&str; 5] = ["alive", "mutated", "unchanged", "gone", "unknown"];
+const COLUMNS: [&str; 6] = ["alive", "mutated", "held", "unchanged", "gone", "unknown"];
 
 impl Confusion {
     fn of(blocks: &[Block], signs: &[Sign]) -> Self {
@@ -216,6 +234,7 @@ impl Confusion {
             let column = match sign {
                 Sign::Alive => "alive",
                 Sign::Mutated => "mutated",
+                Sign::Held => "held",
                 Sign::Unchanged => "unchanged",
                 Sign::Gone(_) => "gone",
                 Sign::Unknown(_) => "unknown",
@@ -251,62 +270,69 @@ impl Confusion {
                 let _ = write!(text, "{:>10}", row.get(column).unwrap_or(&0));
             }
         }
-        println!("{text}");
+        show(&text);
     }
 }
 
 fn report_cost<T>(what: &str, outcome: &Outcome<T>, took: Duration) {
-    println!(
+    show(&format!(
         "{what}: {} blocks, {} reads, {} KiB, {took:?}, skipped {:?}",
         outcome.results.len(),
         outcome.reads,
         outcome.bytes >> 10,
         outcome.skipped
-    );
+    ));
 }
 
 fn told_rightly(name: &str, path: &Path, allocator: Allocator) -> Result<()> {
     let mut target = Blocks::start(name, path)?;
-    let firsts = target.first_reads(allocator)?;
-    sizes_are_right(&target.blocks, &firsts)?;
+    let firsts = target.first_reads(allocator, false)?;
+    let born = target.first_reads(allocator, true)?;
+    sizes_are_right(&target.list, &firsts)?;
     let before = contents(&target)?;
 
-    let look = |title: &str| -> Result<(Vec<Sign>, Confusion)> {
+    let look = |title: &str, firsts: &[FirstRead]| -> Result<(Vec<Sign>, Confusion)> {
         let started = Instant::now();
-        let outcome = evidence::again_all(&target.memory, &firsts, BUDGET)?;
+        let outcome = evidence::again_all(&target.memory, firsts, BUDGET)?;
         report_cost(title, &outcome, started.elapsed());
-        let confusion = Confusion::of(&target.blocks, &outcome.results);
+        let confusion = Confusion::of(&target.list, &outcome.results);
         confusion.print(&format!("{name}, {title}"));
         let nothing_freed = title == UNTOUCHED;
-        for (block, sign) in target.blocks.iter().zip(&outcome.results) {
+        for (block, sign) in target.list.iter().zip(&outcome.results) {
             let wrong = match block.fate {
                 Fate::Freed => matches!(sign, Sign::Alive | Sign::Mutated),
                 _ => matches!(sign, Sign::Gone(_)),
             };
             if wrong && !nothing_freed {
-                println!("  {} {} {:?}: {sign:?}", block.kind, block.size, block.fate);
+                show(&format!(
+                    "  {} {} {:?}: {sign:?}",
+                    block.kind, block.size, block.fate
+                ));
             }
         }
         Ok((outcome.results, confusion))
     };
 
-    let (signs, _) = look(UNTOUCHED)?;
+    let (signs, _) = look(UNTOUCHED, &firsts)?;
     ensure!(
         signs.iter().all(|sign| !matches!(sign, Sign::Gone(_))),
         "a live block was called gone"
     );
     target.free()?;
-    let (signs, freed) = look("freed, not reused")?;
+    let (signs, freed) = look("freed, not reused", &firsts)?;
     marks_are_right(allocator, &target, &before, &signs)?;
     check(&freed, allocator)?;
     signal(target.program.pid(), libc::SIGUSR1)?;
     for after in CHURN {
         thread::sleep(after);
-        let (_, reused) = look(&format!("after {after:?} more of churn"))?;
+        let title = format!("after {after:?} more of churn");
+        let (_, reused) = look(&title, &firsts)?;
+        check(&reused, allocator)?;
+        let (_, reused) = look(&format!("{title}, first words at birth known"), &born)?;
         check(&reused, allocator)?;
     }
     let calls = fs::read_to_string(format!("{}.calls", target.table.display()))?;
-    println!("{} allocations and frees meanwhile", calls.trim());
+    show(&format!("{} allocations and frees meanwhile", calls.trim()));
     ensure!(target.program.is_running()?, "the program has died");
     Ok(())
 }
@@ -329,6 +355,7 @@ fn check(confusion: &Confusion, allocator: Allocator) -> Result<()> {
     );
     let found = match allocator.facts().mark {
         Mark::Nowhere => ["unchanged"].as_slice(),
+        Mark::Header => &["alive", "held"],
         _ => &["alive", "mutated"],
     };
     let known = confusion.share(|kind| kind == "random", false, found);
@@ -337,7 +364,7 @@ fn check(confusion: &Confusion, allocator: Allocator) -> Result<()> {
         "only {:.0} % of the live blocks with random contents are recognised",
         known * 100.0
     );
-    let plain = confusion.share(|kind| PLAIN.contains(&kind), false, &["alive", "unchanged"]);
+    let plain = confusion.share(|kind| PLAIN.contains(&kind), false, &["alive", "mutated"]);
     ensure!(plain <= 0.0, "blocks with plain contents are recognised");
     Ok(())
 }
@@ -371,7 +398,7 @@ fn contents(target: &Blocks) -> Result<Vec<Vec<u64>>> {
             .map_while(|word| pages.word(block.address + word * 8).ok())
             .collect()
     };
-    Ok(target.blocks.iter().map(words).collect())
+    Ok(target.list.iter().map(words).collect())
 }
 
 fn is_marked(block: &Block) -> bool {
@@ -388,7 +415,7 @@ fn marks_are_right(
     let facts = allocator.facts();
     let after = contents(target)?;
     let (mut freed, mut told, mut destroyed, mut should, mut beyond) = (0, 0, 0, 0, 0);
-    let blocks = target.blocks.iter().zip(signs);
+    let blocks = target.list.iter().zip(signs);
     for ((block, sign), (before, after)) in blocks.zip(before.iter().zip(&after)) {
         if !is_marked(block) || block.over_aligned {
             continue;
@@ -416,10 +443,10 @@ fn marks_are_right(
             beyond += usize::from(changed.iter().skip(words.max(2)).any(|changed| *changed));
         }
     }
-    println!(
+    show(&format!(
         "marks: {freed} freed blocks, {told} told by the mark; of {should} words that a free \
          destroys {destroyed} are; {beyond} blocks changed beyond them"
-    );
+    ));
     ensure!(freed > 100, "too few blocks were freed");
     let expected = if facts.mark == Mark::Nowhere {
         0

@@ -78,6 +78,18 @@ fn hold(rate: u32) -> Result<()> {
                     &mut meter,
                     pid,
                     slot.mean,
+                    began + WATCHED,
+                )?);
+            }
+            // A loaded machine may have let it run too little to be seen.
+            Mode::Trace { mean } => {
+                stretches.push(window(
+                    &mut capture,
+                    &mut governor,
+                    &mut meter,
+                    pid,
+                    mean,
+                    began + WATCHED,
                 )?);
             }
             other => anyhow::bail!("{other:?}: {}", decision.why),
@@ -116,6 +128,7 @@ fn window(
     meter: &mut Meter,
     pid: u32,
     mean: u64,
+    until: Duration,
 ) -> Result<Stretch> {
     let process = Process::of(pid)?;
     meter.restart();
@@ -132,6 +145,9 @@ fn window(
                 thread::sleep(again);
             }
             Check::Detach(_) => break,
+        }
+        if now() > until {
+            break;
         }
         let reading = meter.read(capture, 0);
         check = governor.check(pid, now(), &reading);

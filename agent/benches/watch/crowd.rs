@@ -135,7 +135,10 @@ pub(crate) fn measure(settings: &Settings) -> Result<Cost> {
 fn timed(watch: &mut Watch) -> Result<((usize, usize), Duration)> {
     let before = processor_time();
     let sweep = watch.sweep(Instant::now())?;
-    Ok(((sweep.read, sweep.moved), processor_time() - before))
+    Ok((
+        (sweep.read, sweep.moved),
+        processor_time().saturating_sub(before),
+    ))
 }
 
 /// Processor time of this thread.

@@ -2,7 +2,7 @@
 
 use super::random::{Random, Wander};
 
-const MIB: f64 = 1048576.0;
+const MIB: f64 = 1_048_576.0;
 /// Seconds from one sample to the next.
 pub(crate) const INTERVAL: f64 = 10.0;
 

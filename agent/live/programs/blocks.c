@@ -22,11 +22,18 @@
 enum kind { RANDOM, NAMED, SMALL, ZERO, EQUAL, COUNTED, LEFTOVER, PARTLY, POOL, KINDS };
 static const char *const names[] = {"random",  "named",    "small",  "zero", "equal",
                                     "counted", "leftover", "partly", "pool"};
-static const size_t sizes[] = {16,   24,   40,   64,    100,   120,   250,   512,    1000,
-                               1032, 2000, 4096, 10000, 16384, 40000, 65536, 200000};
-enum { SIZES = sizeof sizes / sizeof *sizes, SLOTS = 64, MOST = 8192 };
-/* Sizes up to here are churned most of the time. */
-enum { SMALL_SIZES = 10 };
+/* Small sizes are nearly a class of their own for each kind of contents, so
+ * that a block is given out again for the same purpose. */
+static const size_t large[] = {1100, 2000, 4096, 10000, 16384, 40000, 65536, 200000};
+enum { SMALL_SIZES = 7, SIZES = SMALL_SIZES + sizeof large / sizeof *large };
+enum { SLOTS = 64, MOST = 8192, HEAD = 8 };
+
+static size_t size_of(int s, int kind)
+{
+    if (s < SMALL_SIZES)
+        return 16 * ((kind + s) % KINDS + KINDS * s) + 8 - s % 3 * (s > 0);
+    return large[s - SMALL_SIZES] + large[s - SMALL_SIZES] / 16 * kind;
+}
 
 enum fate { KEPT, FREED, WRITTEN };
 struct block {
@@ -34,7 +41,9 @@ struct block {
     size_t size;
     enum kind kind;
     enum fate fate;
-    int aligned;
+    /* Asked for with an alignment; resized; what was in it. */
+    int aligned, resized;
+    uint64_t head[HEAD];
 };
 static struct block blocks[MOST], later[MOST];
 static int count, later_count;
@@ -105,26 +114,28 @@ static void fill(uint64_t *place, size_t size, enum kind kind)
 }
 
 /* In all the ways there are to get one. */
-static void *block(size_t size, enum kind kind, int *aligned)
+static struct block block(int s, enum kind kind, enum fate fate)
 {
+    struct block new = {.size = size_of(s, kind), .kind = kind, .fate = fate};
     void *place = NULL;
-    *aligned = 0;
-    if (kind == ZERO)
-        return calloc(1, size);
-    switch (draw() % 12) {
-    case 0:
-        if (posix_memalign(&place, 64, size))
+    int way = draw() % 12;
+    if (kind == ZERO) {
+        place = calloc(1, new.size);
+    } else if (way == 0) {
+        if (posix_memalign(&place, 64, new.size))
             _exit(4);
-        *aligned = 1;
-        break;
-    case 1:
-        place = realloc(malloc(size / 2), size);
-        break;
-    default:
-        place = malloc(size);
+        new.aligned = 1;
+    } else if (way == 1) {
+        place = realloc(malloc(new.size / 2 + 1), new.size);
+        new.resized = 1;
+    } else {
+        place = malloc(new.size);
     }
-    fill(place, size, kind);
-    return place;
+    new.place = place;
+    memcpy(new.head, place, new.size < sizeof new.head ? new.size : sizeof new.head);
+    if (kind != ZERO)
+        fill(place, new.size, kind);
+    return new;
 }
 
 /* What the heap looks like after a while: freed blocks full of old contents. */
@@ -134,7 +145,7 @@ static void warm_up(void)
     int n = 0;
     for (int round = 0; round < 24; round++)
         for (int s = 0; s < SIZES; s++)
-            fill(old[n++] = malloc(sizes[s]), sizes[s], RANDOM);
+            fill(old[n++] = malloc(size_of(s, round % KINDS)), size_of(s, round % KINDS), RANDOM);
     for (int i = 0; i < n; i++) {
         int j = i + draw() % (n - i);
         void *other = old[i];
@@ -151,7 +162,6 @@ static void churn(void)
     int all = draw() % 20 == 0;
     int s = draw() % (all ? SIZES - 1 : SMALL_SIZES);
     int k = draw() % KINDS;
-    int aligned;
     void **slot = &slots[s][k][draw() % SLOTS];
     /* More and more blocks, then fewer and fewer. */
     int more = calls++ / 50000 % 2 ? draw() % 4 != 0 : draw() % 4 == 0;
@@ -159,7 +169,7 @@ static void churn(void)
         free(*slot);
         *slot = NULL;
     } else if (!*slot && more) {
-        *slot = block(sizes[s], k, &aligned);
+        *slot = block(s, k, KEPT).place;
     }
 }
 
@@ -182,30 +192,25 @@ static void make_blocks(void)
     for (int i = 0; i < 24; i++)
         for (int s = 0; s < SIZES; s++)
             for (int k = 0; k < KINDS; k++) {
-                if (i >= (sizes[s] > 100000 ? 4 : sizes[s] > 1032 ? 16 : 24))
+                if (i >= (s == SIZES - 1 ? 4 : s >= SMALL_SIZES ? 16 : 24))
                     continue;
                 uint64_t way = draw() % 16;
-                enum fate fate = way < 8 ? FREED : way < 10 && sizes[s] > 40 ? WRITTEN : KEPT;
-                struct block *new = &blocks[count++];
-                *new = (struct block){NULL, sizes[s], k, fate, 0};
-                new->place = block(sizes[s], k, &new->aligned);
+                enum fate fate = way < 8 ? FREED : way < 10 && size_of(s, k) > 40 ? WRITTEN : KEPT;
+                blocks[count++] = block(s, k, fate);
                 /* Free neighbours. */
                 if (draw() % 4 == 0)
-                    later[later_count++].place = block(sizes[s], k, &later->aligned);
+                    later[later_count++] = block(s, k, FREED);
             }
     for (int i = 0; i < later_count; i++)
         free(later[i].place);
     /* Beside top: nothing after these. */
-    for (int i = 0; i < 60; i++) {
-        int s = SMALL_SIZES + i % 6;
-        blocks[count++] = (struct block){malloc(sizes[s]), sizes[s], RANDOM, i < 30 ? KEPT : FREED, 0};
-        fill(blocks[count - 1].place, sizes[s], RANDOM);
-    }
+    for (int i = 0; i < 60; i++)
+        blocks[count++] = block(SMALL_SIZES + i % 7, RANDOM, i < 30 ? KEPT : FREED);
 }
 
 static void *run(void *table_path)
 {
-    static char buffer[1 << 16];
+    static char buffer[1 << 20];
     char path[4096];
     FILE *table = fopen(table_path, "w");
     setvbuf(table, buffer, _IOFBF, sizeof buffer);
@@ -213,10 +218,14 @@ static void *run(void *table_path)
     for (int i = 0; i < 200000; i++)
         churn();
     make_blocks();
-    for (int i = 0; i < count; i++)
-        fprintf(table, "%llu %zu %zu %s %d %d\n", (unsigned long long)(uintptr_t)blocks[i].place,
-                blocks[i].size, malloc_usable_size(blocks[i].place), names[blocks[i].kind],
-                blocks[i].fate, blocks[i].aligned);
+    for (int i = 0; i < count; i++) {
+        const struct block *b = &blocks[i];
+        fprintf(table, "%llu %zu %zu %s %d %d %d", (unsigned long long)(uintptr_t)b->place, b->size,
+                malloc_usable_size(b->place), names[b->kind], b->fate, b->aligned, b->resized);
+        for (int word = 0; word < HEAD; word++)
+            fprintf(table, " %llu", (unsigned long long)b->head[word]);
+        fputs("\n", table);
+    }
     fflush(table);
     dprintf(1, "READY\n");
 

@@ -9,16 +9,17 @@
 //!    that no other block of the site has ([`identify`]): a block that is
 //!    freed and given out again for the same purpose looks like before.
 //!
-//! Unchanged contents alone prove nothing. Where the allocator leaves no sign
-//! they make [`Sign::Unchanged`], for statistics over many reuse times to
-//! judge.
+//! Unchanged contents alone prove nothing: a new owner may leave most of a
+//! block alone. Proof is a word that every free destroys, or words that the
+//! owner is known to have written ([`FirstRead::born`]) in a block that is not
+//! free. Less than that is [`Sign::Held`] and, where the allocator leaves no
+//! sign, [`Sign::Unchanged`], for statistics over many reuse times to judge.
 //!
 //! What cannot be told, and is not claimed:
 //! - blocks of zeros, small numbers or equal texts: [`Doubt::Plain`], unless
 //!   they are seen free;
-//! - a block that was freed and taken by an owner who wrote nothing of what is
-//!   looked at: only that a site's other samples show the same words at one
-//!   address warns of it;
+//! - a block of glibc above the cached sizes that was freed, merged, and taken
+//!   by an owner who has written nothing of it yet;
 //! - a resized block, also in place: it is gone, as its record would be.
 
 pub mod facts;
@@ -43,7 +44,11 @@ pub enum Sign {
     /// It is the same block, with other contents: a word is intact that every
     /// free would have destroyed and no other block has.
     Mutated,
-    /// What identifies it is there, but a free might have left it so.
+    /// It is not free, and what identifies it is there; but a new owner who
+    /// writes little might have left it so.
+    Held,
+    /// What identifies it is there, but it may be free, or have a new owner
+    /// who writes little.
     Unchanged,
     /// It is not this block any more.
     Gone(Gone),

@@ -24,7 +24,8 @@
 //! first look at a target, the first window that catches blocks, and the
 //! moment in which a target that was quiet enough to be traced for good turns
 //! out not to be any more: less than half a second in all, so that the average
-//! holds for any observation of a minute or longer.
+//! holds for any observation of a minute or longer. More threads than were
+//! seen so far can leave a debt as well, when all of them suddenly allocate.
 
 mod account;
 mod agent;

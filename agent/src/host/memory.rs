@@ -33,7 +33,7 @@ const PRESENT: u64 = 1 << 63;
 /// nothing, and never something else.
 pub struct Memory {
     pid: u32,
-    memory: File,
+    contents: File,
     pagemap: File,
     maps: File,
     /// A read did not come back within its deadline.
@@ -45,7 +45,7 @@ impl Memory {
     pub fn open(pid: u32) -> io::Result<Self> {
         Ok(Self {
             pid,
-            memory: File::open(format!("/proc/{pid}/mem"))?,
+            contents: File::open(format!("/proc/{pid}/mem"))?,
             pagemap: File::open(format!("/proc/{pid}/pagemap"))?,
             maps: File::open(format!("/proc/{pid}/maps"))?,
             stuck: AtomicBool::new(false),
@@ -129,7 +129,7 @@ impl Memory {
             }
             page += PAGE;
         }
-        self.memory.read_exact_at(buffer, address)
+        self.contents.read_exact_at(buffer, address)
     }
 
     /// Reads one word; see [`Self::read`].

@@ -26,7 +26,7 @@ use std::{
 
 use agent_ebpf::logic::sampling::weight;
 
-use super::{Calls, LiveBlock, Moment, StackId, Timeline};
+use super::{Calls, Ledger, LiveBlock, Moment, StackId, Timeline};
 
 pub use account::{Births, StepCount, WindowAccount};
 pub use group::{Kept, SurveyGroup};
@@ -149,6 +149,12 @@ fn bytes(size: u64, weight: f64) -> f64 {
     weight * size.max(1) as f64
 }
 
+/// Blocks and bytes that a sampled block stands for.
+fn weighted(block: &SurveyBlock) -> (f64, f64) {
+    let weight = weight(block.block.size, block.block.mean);
+    (weight, bytes(block.block.size, weight))
+}
+
 /// What a stack did, over all windows.
 #[derive(Clone, Debug, Default)]
 struct Totals {
@@ -173,6 +179,8 @@ pub struct Survivors {
     opened: Option<Duration>,
     ended: bool,
     timeline: Timeline,
+    /// Least time between two moments of it.
+    spacing: Duration,
     windows: Vec<Window>,
     totals: HashMap<StackId, Totals>,
     sites: BTreeMap<StackId, SiteAccount>,
@@ -235,18 +243,12 @@ impl Survivors {
         self.losses.unrecorded = self.losses.unrecorded.saturating_add(outcome.lost);
         self.largest_mean = self.largest_mean.max(outcome.mean);
         self.take_counts(outcome.counts);
-        let latest = latest(&outcome.survivors);
+        let shares = self.shares(&outcome.survivors);
         let names: Vec<Option<BlockId>> = outcome
             .survivors
             .into_iter()
-            .enumerate()
-            .map(|(at_list, block)| {
-                if latest.get(&block.block.address) != Some(&at_list) {
-                    self.losses.duplicates += 1;
-                    return None;
-                }
-                self.follow(block, index, at)
-            })
+            .zip(shares)
+            .map(|(block, share)| self.follow(block, share, index, at))
             .collect();
         self.make_room();
         names
@@ -311,8 +313,14 @@ impl Survivors {
             return;
         }
         self.advance(at);
+        // Evenly spaced over the whole survey, however long it takes.
+        let since = self.timeline.last().map(|last| at.saturating_sub(last.at));
+        if since.is_some_and(|since| since < self.spacing) {
+            return;
+        }
         if self.timeline.is_full() {
             self.timeline.thin();
+            self.spacing = self.timeline.span() / (Ledger::MAX_POINTS as u32 / 2);
         }
         self.timeline.push(Moment {
             at,
@@ -361,7 +369,50 @@ impl Survivors {
         }
     }
 
-    fn follow(&mut self, block: SurveyBlock, window: usize, closed: Duration) -> Option<BlockId> {
+    /// With which probability each block of a window is kept, so that no stack
+    /// brings more than it has room for; 0 for the earlier one of two at the
+    /// same address, whose free was missed.
+    fn shares(&mut self, survivors: &[SurveyBlock]) -> Vec<f64> {
+        let latest = latest(survivors);
+        let mut bytes_of: HashMap<StackId, Vec<f64>> = HashMap::new();
+        for survivor in survivors {
+            bytes_of
+                .entry(survivor.block.stack)
+                .or_default()
+                .push(weighted(survivor).1);
+        }
+        let thresholds: HashMap<StackId, f64> = bytes_of
+            .into_iter()
+            .filter(|(_, bytes)| bytes.len() > Self::MAX_BLOCKS_PER_SITE)
+            .filter_map(|(stack, bytes)| {
+                Some((stack, threshold(&bytes, Self::MAX_BLOCKS_PER_SITE * 3 / 4)?))
+            })
+            .collect();
+        let mut shares = Vec::with_capacity(survivors.len());
+        for (at, survivor) in survivors.iter().enumerate() {
+            let block = &survivor.block;
+            if latest.get(&block.address) != Some(&at) {
+                self.losses.duplicates += 1;
+                shares.push(0.0);
+                continue;
+            }
+            let threshold = thresholds.get(&block.stack);
+            shares.push(threshold.map_or(1.0, |limit| (weighted(survivor).1 / limit).min(1.0)));
+        }
+        shares
+    }
+
+    /// Begins to follow a block that is kept with probability `share`.
+    fn follow(
+        &mut self,
+        block: SurveyBlock,
+        share: f64,
+        window: usize,
+        closed: Duration,
+    ) -> Option<BlockId> {
+        if share <= 0.0 {
+            return None;
+        }
         // An address that was given out again was freed before.
         if let Some(old) = self.addresses.get(&block.block.address).copied()
             && let Some(followed) = self.take(old)
@@ -377,7 +428,7 @@ impl Survivors {
                 return None;
             }
         }
-        let weight = weight(block.block.size, block.block.mean);
+        let (weight, bytes) = weighted(&block);
         self.sites
             .entry(stack)
             .or_default()
@@ -385,14 +436,18 @@ impl Survivors {
             .entry(window)
             .or_default()
             .born
-            .add(bytes(block.block.size, weight), weight);
+            .add(bytes, weight);
+        if share < 1.0 && self.random.unit() >= share {
+            self.losses.thinned += 1;
+            return None;
+        }
         let id = BlockId(self.next);
         self.next += 1;
         self.put(
             id,
             Followed {
                 block,
-                weight,
+                weight: weight / share,
                 window,
                 closed,
                 step: 0,
@@ -436,6 +491,12 @@ impl Survivors {
         else {
             return;
         };
+        if sign == Sign::Gone && step > followed.step + 1 {
+            let deaths = account.skipped.entry((followed.step, step)).or_default();
+            deaths.bytes += followed.bytes();
+            deaths.blocks = deaths.blocks.saturating_add(1);
+            return;
+        }
         for at in followed.step + 1..=step {
             let Some(count) = account.step_mut(at) else {
                 return;
@@ -444,7 +505,7 @@ impl Survivors {
             count.known = count.known.saturating_add(1);
             count.unchanged += u32::from(sign == Sign::Unchanged);
             count.mutated += u32::from(sign == Sign::Mutated);
-            if sign == Sign::Gone && at == step {
+            if sign == Sign::Gone {
                 count.died += followed.bytes();
                 count.gone = count.gone.saturating_add(1);
             }
@@ -511,16 +572,25 @@ impl Survivors {
         if crowded.is_empty() {
             return;
         }
-        let mut members: BTreeMap<StackId, Vec<(BlockId, f64)>> =
-            crowded.iter().map(|stack| (*stack, Vec::new())).collect();
+        let mut members: BTreeMap<StackId, BTreeMap<usize, Vec<(BlockId, f64)>>> = crowded
+            .iter()
+            .map(|stack| (*stack, BTreeMap::new()))
+            .collect();
         for (id, followed) in &self.followed {
-            if let Some(list) = members.get_mut(&followed.block.block.stack) {
+            if let Some(steps) = members.get_mut(&followed.block.block.stack) {
+                let list = steps.entry(followed.step).or_default();
                 list.push((*id, followed.bytes()));
             }
         }
         let keep = cap.min(Self::MAX_BLOCKS_PER_SITE * 3 / 4);
-        for list in members.values() {
-            self.thin(list, keep);
+        // Each step keeps its part, so that the old, which stand for many,
+        // do not crowd out the new, which tell whether the site still grows.
+        for steps in members.values() {
+            let counts: Vec<usize> = steps.values().map(Vec::len).collect();
+            let each = fair_cap(&counts, keep);
+            for list in steps.values() {
+                self.thin(list, each);
+            }
         }
     }
 

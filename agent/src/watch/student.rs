@@ -40,6 +40,7 @@ fn incomplete_beta(x: f64, a: f64, b: f64) -> f64 {
 }
 
 /// Continued fraction DLMF 8.17.22, by Lentz's method.
+#[expect(clippy::many_single_char_names, reason = "the names of the formula")]
 fn fraction(x: f64, a: f64, b: f64) -> f64 {
     const TINY: f64 = 1e-300;
     let not_zero = |value: f64| if value.abs() < TINY { TINY } else { value };

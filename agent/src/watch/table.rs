@@ -17,6 +17,8 @@ pub(super) struct Table {
     processes: HashMap<u32, Watched>,
     /// Meters that are kept open.
     files: usize,
+    /// Most of them, by the limit of this process.
+    file_limit: usize,
     coarse_limit: usize,
     ticks_per_s: f64,
     /// Number of the present sweep.
@@ -62,6 +64,7 @@ impl Table {
         Self {
             processes: HashMap::new(),
             files: 0,
+            file_limit: file_limit(),
             coarse_limit: history::COARSE,
             ticks_per_s: if ticks > 0 { ticks as f64 } else { 100.0 },
             sweep: 0,
@@ -149,33 +152,33 @@ impl Table {
         sweep: &mut Sweep,
     ) -> Result<Option<Pages>, Miss> {
         if let Some(former) = self.processes.remove(&pid) {
-            self.lower(former, sweep);
+            self.strike(&former, sweep);
         }
         if self.processes.len() >= settings.max_processes {
             sweep.skipped.over_bound += 1;
             return Ok(None);
         }
         let meter = Meter::open(pid)?;
-        let stat = Stat::of(pid)?;
-        // Read last: if it still answers, `stat` was of the same process.
+        let found = Stat::of(pid)?;
+        // Read last: if it still answers, `found` was of the same process.
         let pages = meter.read()?;
-        let alive = pages.size > 0 && !stat.kernel_thread && !stat.zombie;
+        let alive = pages.size > 0 && !found.kernel_thread && !found.zombie;
         let history = alive.then(|| {
-            let start = stat.identity.start_time as f64 / self.ticks_per_s;
-            let start = Duration::try_from_secs_f64(start).unwrap_or_default();
-            self.new_history(settings, uptime.saturating_sub(start))
+            let seconds = found.identity.start_time as f64 / self.ticks_per_s;
+            let begin = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+            self.new_history(settings, uptime.saturating_sub(begin))
         });
         if alive {
-            sweep.born.push(stat.identity);
+            sweep.born.push(found.identity);
         }
-        let keep = self.files < settings.max_files;
+        let keep = self.files < settings.max_files.min(self.file_limit);
         self.files += usize::from(keep);
         self.processes.insert(
             pid,
             Watched {
-                identity: stat.identity,
+                identity: found.identity,
                 meter: keep.then_some(meter),
-                threads: stat.threads,
+                threads: found.threads,
                 history,
                 resident: 0,
                 swapped: 0,
@@ -195,12 +198,12 @@ impl Table {
             .map(|(_, process)| process)
             .collect();
         for process in gone {
-            self.lower(process, sweep);
+            self.strike(&process, sweep);
         }
     }
 
     /// Accounts for an entry that has been removed.
-    fn lower(&mut self, process: Watched, sweep: &mut Sweep) {
+    fn strike(&mut self, process: &Watched, sweep: &mut Sweep) {
         self.files -= usize::from(process.meter.is_some());
         if process.history.is_some() {
             sweep.gone.push(process.identity);
@@ -221,6 +224,18 @@ impl Table {
             }
         }
     }
+}
+
+/// Half of the files that we may have open: the rest of the program needs some
+/// too.
+fn file_limit() -> usize {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for the result.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    usize::try_from(limit.rlim_cur / 2).unwrap_or(usize::MAX)
 }
 
 impl Watched {

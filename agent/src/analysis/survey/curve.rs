@@ -123,7 +123,7 @@ impl Curve {
         }
         // Blocks whose fate is known for long enough.
         let watched = (counted..=to).find(|step| age(*step).as_secs_f64() >= LENGTH * start)?;
-        let gone = f64::from(self.gone(from + 1..to + 1));
+        let gone = f64::from(self.gone(from + 1..=to));
         let known = f64::from(self.row(watched).known).max(1.0);
         let alive = |row: StepCount| row.known.saturating_sub(row.gone);
         let end_row = self.row(to);

@@ -72,9 +72,9 @@ pub(super) fn rate(group: &SurveyGroup, curve: &Curve, view: &View<'_>) -> Optio
     if open <= 0.0 {
         return None;
     }
-    let born = |account: &Option<&WindowAccount>| account.map(|a| a.born).unwrap_or_default();
-    let bytes: f64 = complete.iter().map(|(.., a)| born(a).bytes).sum();
-    let squares: f64 = complete.iter().map(|(.., a)| born(a).squares).sum();
+    let born = |account: Option<&WindowAccount>| account.map(|a| a.born).unwrap_or_default();
+    let bytes: f64 = complete.iter().map(|(.., a)| born(*a).bytes).sum();
+    let squares: f64 = complete.iter().map(|(.., a)| born(*a).squares).sum();
     let t = student(complete.len().saturating_sub(1));
     let stays = Factors::of(group, curve, &complete, from)?;
     let value = bytes / open * stays.share;
@@ -97,7 +97,7 @@ pub(super) fn rate(group: &SurveyGroup, curve: &Curve, view: &View<'_>) -> Optio
     }
     let mut between = 0.0;
     for (index, window, account) in &complete {
-        let ratio = (born(account).bytes - bytes / open * window.open) / open * stays.share;
+        let ratio = (born(*account).bytes - bytes / open * window.open) / open * stays.share;
         between += (ratio - value * stays.influence(*index)).powi(2);
     }
     // Younger windows only tell of the plateau.

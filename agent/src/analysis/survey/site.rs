@@ -199,6 +199,10 @@ fn blocks_per_byte(group: &SurveyGroup) -> f64 {
     }
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a group ends with its judgement"
+)]
 pub(super) fn describe<K>(
     key: K,
     group: SurveyGroup,

@@ -12,6 +12,8 @@ use super::facts::Allocator;
 
 /// Words of a block that are looked at.
 pub(super) const PROBES: usize = 24;
+/// Of these the first ones, which are next to each other.
+const HEAD: usize = 8;
 const ALL: u32 = (1 << PROBES) - 1;
 
 /// A block as its first read found it. No contents: each word is a keyed hash
@@ -35,6 +37,10 @@ pub struct FirstRead {
     /// Words that look like what a free leaves: left over from an earlier
     /// one, perhaps, and the next may leave the same.
     pub(super) marked: u32,
+    /// Words that the owner has written, as far as known.
+    pub(super) written: u32,
+    /// It is known which of the first words the owner has written.
+    pub(super) is_born: bool,
     /// A free may write its link elsewhere than into the first word.
     pub(super) unlinked: bool,
 }
@@ -64,6 +70,22 @@ impl FirstRead {
     /// Words by which the block can be recognised. 0 before [`identify`].
     pub fn identifying_words(&self) -> u32 {
         self.identifying.count_ones()
+    }
+
+    /// Tells what the first words of the block were when the allocator handed
+    /// it out, up to eight. Those that are still so were not written by the
+    /// owner, but left over, and [`identify`] passes over all that are not
+    /// known to be written. Not for blocks of `realloc`, which come with their
+    /// contents.
+    pub fn born(&mut self, head: &[u64]) {
+        self.is_born = true;
+        let words = self.words.iter().zip(self.offsets()).zip(head).take(HEAD);
+        self.written = (0..)
+            .zip(words)
+            .filter(|(_, ((_, offset), _))| offset.is_some_and(|o| o + 8 <= self.requested))
+            .filter(|(_, ((word, _), before))| hash(**before) != **word)
+            .fold(0, |mask, (index, _)| mask | 1 << index)
+            & self.read;
     }
 
     /// Offsets of the words that are looked at.
@@ -163,7 +185,8 @@ pub fn identify(samples: &mut [FirstRead]) {
         let own = sample.mask(|word| !is_shared(word));
         let void = places.get(&sample.place()).copied().unwrap_or(0);
         sample.identifying = if several {
-            own & sample.telling & !void & ALL
+            let written = if sample.is_born { sample.written } else { ALL };
+            own & sample.telling & !void & written
         } else {
             0
         };
@@ -320,6 +343,8 @@ mod tests {
             telling: 0,
             identifying: 0,
             marked: 0,
+            written: 0,
+            is_born: false,
             unlinked: false,
         };
         let mut values = [None; PROBES];
@@ -353,6 +378,16 @@ mod tests {
         ];
         identify(&mut site);
         assert_eq!(site.map(|sample| sample.identifying), [1, 1, 1]);
+    }
+
+    #[test]
+    fn what_was_there_before_identifies_nothing() {
+        let mut site = [sample(0x1000, &[A, C]), sample(0x2000, &[B, C + 1])];
+        for sample in &mut site {
+            sample.born(&[0, if sample.address == 0x1000 { C } else { C + 1 }]);
+        }
+        identify(&mut site);
+        assert_eq!(site.map(|sample| sample.identifying), [1, 1]);
     }
 
     #[test]

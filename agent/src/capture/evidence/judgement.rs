@@ -2,8 +2,9 @@
 
 use super::{Doubt, Gone, Sign, fingerprint::FirstRead, state::State};
 
-/// Intact identifying words that are enough where the allocator says that the
-/// block is not free, but none of them is one that a free destroys.
+/// Intact identifying words of the owner's own writing that are enough where
+/// the allocator says that the block is not free, but none of them is one that
+/// a free destroys.
 const ENOUGH: u32 = 2;
 
 /// Judges a block. `read` are the words read both times, `same` those of them
@@ -29,7 +30,8 @@ pub(super) fn judge(first: &FirstRead, state: State, read: u32, same: u32, destr
     }
     match state {
         _ if intact != identifying => Sign::Unknown(Doubt::Rewritten),
-        State::Held if intact.count_ones() >= ENOUGH => Sign::Alive,
+        State::Held if (intact & first.written).count_ones() >= ENOUGH => Sign::Alive,
+        State::Held => Sign::Held,
         State::Untold { touched: true } => Sign::Unknown(Doubt::Rewritten),
         _ => Sign::Unchanged,
     }

@@ -189,6 +189,8 @@ pub fn first_read(pages: &mut Pages<'_>, block: &Request) -> Result<FirstRead, U
         telling: 0,
         identifying: 0,
         marked: start.marked,
+        written: 0,
+        is_born: false,
         unlinked: over_aligned
             && allocator == Allocator::Mimalloc
             && address.is_multiple_of(ALIGNED),

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use super::{
     account::{Account, Terms},
-    plan::{CHECK, Kind, Plan, Rates, Scene, TRACE_CHECK},
+    plan::{CHECK, Kind, LOOK, Plan, Rates, Scene, TRACE_CHECK},
     reading::Reading,
 };
 
@@ -12,6 +12,8 @@ use super::{
 const SLICE: Duration = Duration::from_secs(2);
 /// Its mean may become finer for so long.
 const SETTLING: Duration = Duration::from_secs(10);
+/// A first look sees so many calls, or takes ten times as long.
+const ENOUGH: u64 = 200;
 /// Shorter stretches tell no rates.
 const TELLING: Duration = Duration::from_millis(4);
 
@@ -275,6 +277,9 @@ impl Window {
         }
         let opened = self.opened.map_or(now, |(at, _)| at);
         let left = (opened + self.plan.open).saturating_sub(now);
+        if left.is_zero() {
+            return CHECK;
+        }
         CHECK.min(left).max(Duration::from_millis(1))
     }
 
@@ -328,8 +333,14 @@ impl Window {
                 limit: budget.noticed_share_percent,
             });
         }
-        let opened = self.opened.map_or(now, |(at, _)| at);
+        let (opened, first) = self.opened.unwrap_or((now, self.last.1));
         let open = now.saturating_sub(opened);
+        let calls = self.last.1.allocations.saturating_sub(first.allocations);
+        if self.plan.kind == Kind::Look && calls < ENOUGH && open < LOOK * 10 {
+            // It may have been waiting for a processor: a quiet target costs
+            // nothing, and a longer look tells more.
+            return None;
+        }
         (open >= self.plan.open).then_some(Close::Done { open })
     }
 

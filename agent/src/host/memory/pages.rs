@@ -243,7 +243,7 @@ impl<'memory> Pages<'memory> {
 
     fn read_run(&mut self, first: u64, count: u64) {
         let mut buffer = vec![0u8; (count * PAGE) as usize];
-        let outcome = self.memory.memory.read_at(&mut buffer, first * PAGE);
+        let outcome = self.memory.contents.read_at(&mut buffer, first * PAGE);
         self.reads += 1;
         self.bytes += count * PAGE;
         let length = outcome.as_ref().copied().unwrap_or(0);

@@ -186,7 +186,8 @@ impl Reads {
             let sign = match signs.next() {
                 Some(evidence::Sign::Alive) => Sign::Alive,
                 Some(evidence::Sign::Mutated) => Sign::Mutated,
-                Some(evidence::Sign::Unchanged) => Sign::Unchanged,
+                // What a new owner may have left as it was proves no life.
+                Some(evidence::Sign::Held | evidence::Sign::Unchanged) => Sign::Unchanged,
                 Some(evidence::Sign::Gone(_)) => Sign::Gone,
                 Some(evidence::Sign::Unknown(evidence::Doubt::Unreadable(why))) => {
                     self.skip(why);

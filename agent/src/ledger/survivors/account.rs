@@ -1,5 +1,7 @@
 //! What became of the blocks that outlived their window.
 
+use std::collections::BTreeMap;
+
 use super::schedule::STEPS;
 
 /// Blocks that were live when their window closed.
@@ -67,16 +69,27 @@ impl StepCount {
 /// The rows are a life table over the common steps of the schedule, not over
 /// the moments of the single readings: every block that is known at a step
 /// counts there, whenever in the batch its turn came, so a death found late
-/// in the batch does not miss those that were read earlier. A death between
-/// two readings is put at the later one. Where no step is skipped this is the
-/// likelihood's maximum for such data; where one is skipped, survival is
-/// overstated in between and right again at the later step.
+/// in the batch does not miss those that were read earlier. For deaths between
+/// two neighbouring steps that is the likelihood's maximum. A death for which
+/// readings in between told nothing is put at the step at which most others
+/// of its site died; at the end of the interval survival is the same, wherever
+/// it is put.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct WindowAccount {
     /// At the window's end.
     pub born: Births,
     /// By step; the first is empty.
     pub steps: Vec<StepCount>,
+    /// Deaths by the step of the last certain sign and the step that found
+    /// them, further apart than one.
+    pub(super) skipped: BTreeMap<(usize, usize), Deaths>,
+}
+
+/// Deaths of which the step is not certain.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Deaths {
+    pub(super) bytes: f64,
+    pub(super) blocks: u32,
 }
 
 impl WindowAccount {
@@ -97,6 +110,35 @@ impl WindowAccount {
         for (step, count) in other.steps.iter().enumerate() {
             if let Some(mine) = self.step_mut(step) {
                 mine.merge(count);
+            }
+        }
+        for (interval, deaths) in &other.skipped {
+            let mine = self.skipped.entry(*interval).or_default();
+            mine.bytes += deaths.bytes;
+            mine.blocks = mine.blocks.saturating_add(deaths.blocks);
+        }
+    }
+
+    /// Puts the deaths of uncertain step where most others are; `died` are
+    /// the certain ones by step, of all windows.
+    pub(super) fn place(&mut self, died: &[f64]) {
+        for ((last, found), deaths) in std::mem::take(&mut self.skipped) {
+            let mass = |step: usize| died.get(step).copied().unwrap_or(0.0);
+            let step = (last + 1..=found)
+                .rev()
+                .max_by(|a, b| mass(*a).total_cmp(&mass(*b)))
+                .filter(|step| mass(*step) > 0.0)
+                .unwrap_or(found);
+            for at in last + 1..=step {
+                let Some(count) = self.step_mut(at) else {
+                    break;
+                };
+                count.at_risk += deaths.bytes;
+                count.known = count.known.saturating_add(deaths.blocks);
+                if at == step {
+                    count.died += deaths.bytes;
+                    count.gone = count.gone.saturating_add(deaths.blocks);
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Followed, StackId, Survivors, WindowAccount};
+use super::{Followed, STEPS, StackId, Survivors, WindowAccount};
 use crate::ledger::{Group, TaskShare};
 
 /// A block that is still followed.
@@ -76,6 +76,12 @@ impl Building {
 
     fn close(self) -> SurveyGroup {
         let mut group = self.group;
+        let died: Vec<f64> = (0..STEPS)
+            .map(|step| group.windows.iter().map(|w| w.step(step).died).sum())
+            .collect();
+        for window in &mut group.windows {
+            window.place(&died);
+        }
         group.kept.sort_by_key(|kept| kept.born);
         let mut stacks: Vec<(StackId, f64)> = self.stacks.into_iter().collect();
         stacks.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));

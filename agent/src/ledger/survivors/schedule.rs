@@ -45,7 +45,10 @@ mod tests {
         for step in 0..STEPS {
             assert_eq!(step_at(age(step)), step);
             if step > 0 {
-                assert_eq!(step_at(age(step) - Duration::from_nanos(1)), step - 1);
+                assert_eq!(
+                    step_at(age(step).saturating_sub(Duration::from_nanos(1))),
+                    step - 1
+                );
                 assert!(age(step) > age(step - 1));
             }
         }

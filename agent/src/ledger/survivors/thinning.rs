@@ -24,8 +24,8 @@ pub(super) fn threshold(bytes: &[f64], keep: usize) -> Option<f64> {
     sorted.get(keep).copied()
 }
 
-/// The cap per stack at which all stacks together keep at most `room`
-/// blocks: those with few keep all of them.
+/// The cap per list at which all lists together keep at most `room` blocks:
+/// those with few keep all of them.
 pub(super) fn fair_cap(counts: &[usize], room: usize) -> usize {
     let mut sorted = counts.to_vec();
     sorted.sort_unstable();
@@ -42,7 +42,7 @@ pub(super) fn fair_cap(counts: &[usize], room: usize) -> usize {
 
 /// A small random generator (splitmix64); thinning needs no better one.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     /// From [0, 1).

@@ -1,7 +1,10 @@
 //! Generated programs under survey: what windows see of them, and what
 //! readings would show.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use agent_ebpf::logic::sampling::weight;
 
@@ -91,6 +94,10 @@ pub(super) struct Site {
     load: Box<dyn Fn(f64) -> f64>,
     /// Blocks allocated at once.
     burst: f64,
+    /// Mean of exponential lives, for a site that is only there to be in the
+    /// way: those of its blocks that die in their window are not drawn one by
+    /// one.
+    quick: Option<f64>,
 }
 
 impl Site {
@@ -103,6 +110,15 @@ impl Site {
             leak: 0.0,
             load: Box::new(|_| 1.0),
             burst: 1.0,
+            quick: None,
+        }
+    }
+
+    /// Short exponential lives, at a high rate.
+    pub(super) fn churn(stack: u64, size: u64, rate: f64, mean_life: f64) -> Self {
+        Self {
+            quick: Some(mean_life),
+            ..Self::new(stack, size, rate, exponential(mean_life))
         }
     }
 
@@ -152,6 +168,8 @@ pub(super) struct Program {
     pub(super) growth: Option<f64>,
     /// Calls are counted.
     pub(super) counted: bool,
+    /// How often a block that was freed and given out again looks alive.
+    pub(super) deceit: f64,
 }
 
 impl Program {
@@ -162,6 +180,7 @@ impl Program {
             allocator: Allocator::Marks,
             growth: None,
             counted: false,
+            deceit: 0.0,
         }
     }
 
@@ -187,12 +206,9 @@ impl Program {
         let mut deaths: HashMap<BlockId, f64> = HashMap::new();
         let period = self.schedule.window / self.schedule.duty;
         let mut next = random.within(0.0, period.min(1.0));
-        let growth = self.growth.unwrap_or_else(|| {
-            self.sites
-                .iter()
-                .map(|site| self.leak_rate(site.stack))
-                .sum()
-        });
+        let stacks: BTreeSet<u64> = self.sites.iter().map(|site| site.stack).collect();
+        let leaks: f64 = stacks.iter().map(|stack| self.leak_rate(*stack)).sum();
+        let growth = self.growth.unwrap_or(leaks);
         for tick in 0..=self.schedule.run as u64 {
             let now = tick as f64;
             while next + self.schedule.window < now {
@@ -215,10 +231,10 @@ impl Program {
             return Sign::Unknown;
         }
         match self.allocator {
-            Allocator::Marks if death <= now => Sign::Gone,
+            Allocator::Marks if death <= now && random.unit() < self.deceit => Sign::Mutated,
+            _ if death <= now => Sign::Gone,
             Allocator::Marks if chance < 0.1 => Sign::Mutated,
             Allocator::Marks => Sign::Alive,
-            Allocator::Silent(_) if death <= now => Sign::Gone,
             Allocator::Silent(_) => Sign::Unchanged,
         }
     }
@@ -252,8 +268,22 @@ impl Program {
             let all = site.rate / site.burst * self.schedule.window;
             calls.allocations += random.poisson(all * site.burst) as u64;
             calls.frees += random.poisson(all * site.burst * (1.0 - site.leak)) as u64;
-            for _ in 0..random.poisson(all * taken) {
-                let born = random.within(open, close);
+            let mut draws = random.poisson(all * taken);
+            if let Some(mean) = site.quick {
+                let outlive =
+                    mean / self.schedule.window * -(-self.schedule.window / mean).exp_m1();
+                count.sampled = draws as u64;
+                draws = random.poisson(all * taken * outlive).min(draws);
+                count.freed = count.sampled - draws as u64;
+                count.sampled = count.freed;
+                count.longest_life = seconds(10.0 * mean);
+            }
+            for _ in 0..draws {
+                let born = if let Some(mean) = site.quick {
+                    (close - random.exponential(mean)).max(open)
+                } else {
+                    random.within(open, close)
+                };
                 if random.unit() >= (site.load)(born) {
                     continue;
                 }
@@ -263,10 +293,11 @@ impl Program {
                     }
                     count.sampled += 1;
                     let leaks = site.leak > 0.0 && random.unit() < site.leak;
-                    let life = if leaks {
-                        f64::INFINITY
-                    } else {
-                        (site.life)(born, random)
+                    let life = match site.quick {
+                        _ if leaks => f64::INFINITY,
+                        // it has outlived its window, and forgets
+                        Some(mean) => close - born + random.exponential(mean),
+                        None => (site.life)(born, random),
                     };
                     if born + life < close {
                         count.freed += 1;
