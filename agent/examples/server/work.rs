@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -176,5 +179,22 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     reason = "the caller must be the first function of this program on the stack"
 )]
 pub(super) fn payload(size: usize) -> Vec<u8> {
-    std::hint::black_box(vec![0xA5; size])
+    // Real payloads differ from one another, as blocks of equal contents
+    // cannot be told apart from outside.
+    let mut bytes = vec![0xA5; size];
+    for word in bytes.as_chunks_mut::<8>().0 {
+        *word = next_word().to_ne_bytes();
+    }
+    std::hint::black_box(bytes)
+}
+
+/// The next number of a sequence without repeats (splitmix64).
+fn next_word() -> u64 {
+    static STATE: AtomicU64 = AtomicU64::new(0);
+    let state = STATE
+        .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
+        .wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
