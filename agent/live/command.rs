@@ -17,9 +17,8 @@ const SIZE: f64 = 1000.0;
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("command::first_allocation", || {
-            let report = run(&[&program()?.to_string_lossy(), "4", "7"], 30)?;
-            from_the_start(&report)?;
-            named(&report)?;
+            let path = program()?;
+            let report = named(|| run(&[&path.to_string_lossy(), "4", "7"], 30))?;
             exit_status(&report, 7)?;
             child(&report)
         }),
@@ -30,14 +29,11 @@ pub(crate) fn trials() -> Vec<Trial> {
                 &["-static"],
                 "first_allocation-static",
             )?;
-            let report = run(&[&path.to_string_lossy(), "1", "0"], 30)?;
-            from_the_start(&report)?;
-            named(&report)
+            named(|| run(&[&path.to_string_lossy(), "1", "0"], 30)).map(drop)
         }),
         trial("command::ends_at_once", || {
-            let report = run(&[&program()?.to_string_lossy(), "0", "0"], 30)?;
-            from_the_start(&report)?;
-            named(&report)
+            let path = program()?;
+            named(|| run(&[&path.to_string_lossy(), "0", "0"], 30)).map(drop)
         }),
         trial("command::no_allocator_after_all", || {
             let path = lab::compile(
@@ -104,16 +100,24 @@ fn from_the_start(report: &Report) -> Result<()> {
     Ok(())
 }
 
-/// And so are the names of who allocated them: the libraries' places were
-/// known before. A machine with more to do than processors may be late for
-/// some, which is counted.
-fn named(report: &Report) -> Result<()> {
-    let bytes = site(report, "leak_at_start")?;
+/// And so are the names of who allocated them: where the libraries lie was
+/// known before. On a machine with more to do than processors a run may be too
+/// late for that, which it counts; not every run is.
+fn named(run: impl Fn() -> Result<Report>) -> Result<Report> {
+    let mut report = run()?;
+    for _ in 0..4 {
+        from_the_start(&report)?;
+        if site(&report, "leak_at_start").is_ok_and(|bytes| bytes > 0.9 * AT_START * SIZE) {
+            break;
+        }
+        report = run()?;
+    }
+    let bytes = site(&report, "leak_at_start")?;
     ensure!(
         bytes > 0.9 * AT_START * SIZE,
         "only {bytes} bytes have their names\n{report}"
     );
-    Ok(())
+    Ok(report)
 }
 
 /// The child's own leak, which began at its fork.

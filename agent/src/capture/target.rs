@@ -422,7 +422,9 @@ impl Target {
         dangers: Dangers<'_>,
     ) -> bool {
         let age = self.started.elapsed();
-        if self.over || age >= CLOSE_WATCH {
+        // Before the exec it is our own child, that was just let go.
+        let limit = if self.executed { CLOSE_WATCH } else { START };
+        if self.over || age >= limit {
             return false;
         }
         if self.executed && self.refreshed.elapsed() >= age / CLOSE_SHARE {
