@@ -34,14 +34,23 @@ struct Files {
 }
 
 impl Inspection {
-    /// `lingerscope inspect` for some seconds, text on standard output, the
-    /// document in a file.
+    /// `lingerscope inspect` that follows every call for some seconds, text on
+    /// standard output, the document in a file.
     pub(crate) fn new(seconds: u32) -> Result<Self> {
         Self::by(Command::new(lab::lingerscope()?), seconds)
     }
 
+    /// `lingerscope inspect` by another mode.
+    pub(crate) fn by_mode(mode: &str, seconds: u32) -> Result<Self> {
+        Self::start_with(Command::new(lab::lingerscope()?), mode, seconds)
+    }
+
     /// The same through a command that will run what is appended to it.
-    pub(crate) fn by(mut command: Command, seconds: u32) -> Result<Self> {
+    pub(crate) fn by(command: Command, seconds: u32) -> Result<Self> {
+        Self::start_with(command, "trace", seconds)
+    }
+
+    fn start_with(mut command: Command, mode: &str, seconds: u32) -> Result<Self> {
         let files = Files {
             text: lab::fresh("text")?,
             log: lab::fresh("log")?,
@@ -49,6 +58,7 @@ impl Inspection {
         };
         command
             .arg("inspect")
+            .args(["--mode", mode])
             .arg("--json-file")
             .arg(&files.document);
         command.arg("--for").arg(format!("{seconds}s"));

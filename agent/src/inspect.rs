@@ -32,6 +32,8 @@ use crate::{
 const LIVE_BLOCKS: u32 = 1 << 18;
 /// Where every allocation is asked for: 115 MB.
 const LIVE_BLOCKS_EXACT: u32 = 1 << 20;
+/// Processor time that may be taken while somebody waits, in percent of a core.
+const AGENT_PERCENT: f64 = 10.0;
 /// How often the kernel's tables are read.
 const TICK: Duration = Duration::from_secs(1);
 /// The tables are read for at most this share of the time.
@@ -104,7 +106,11 @@ impl<'a> Inspection<'a> {
         let began = std::time::SystemTime::now();
         let wish = self.wish();
         if wish.is_some() {
-            self.investigation.govern(Budget::default());
+            self.investigation.govern(Budget {
+                // Somebody waits for the answer.
+                agent_percent: AGENT_PERCENT,
+                ..Budget::default()
+            });
         }
         for process in std::mem::take(&mut self.selection.processes) {
             match wish {

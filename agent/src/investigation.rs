@@ -337,7 +337,16 @@ impl Investigation {
         let now = kernel::monotonic_ns();
         let mut live = 0;
         let mut faults = self.capture.page_faults()?;
-        for (id, reading) in self.capture.read()? {
+        // Windows are read when they close.
+        let followed = self.accounts.values().any(Account::is_followed);
+        let mut readings = if followed {
+            self.capture.read()?
+        } else {
+            HashMap::new()
+        };
+        let ids: Vec<TargetId> = self.accounts.keys().copied().collect();
+        for id in ids {
+            let reading = readings.remove(&id).unwrap_or_default();
             live += reading.live.len();
             if let Some(account) = self.accounts.get_mut(&id).filter(|account| !account.closed) {
                 let target = self.capture.target(id);

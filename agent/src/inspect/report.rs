@@ -59,9 +59,9 @@ impl Run {
             })
             .collect();
         let cpu = CpuClock::OURS.read().unwrap_or_default().as_secs_f64();
+        let seconds = duration.as_secs_f64();
         for process in &mut processes {
-            let open = process.capture.open_s;
-            process.capture.agent_cpu_percent = (open > 0.0).then(|| cpu / open * 100.0);
+            process.capture.agent_cpu_percent = (seconds > 0.0).then(|| cpu / seconds * 100.0);
         }
         Document {
             schema: SCHEMA,

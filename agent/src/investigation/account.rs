@@ -203,6 +203,11 @@ impl Account {
         self.survey.as_deref().filter(|survey| !survey.is_traced())
     }
 
+    /// Whether every allocation is followed now.
+    pub(super) fn is_followed(&self) -> bool {
+        !self.unprobed && self.surveyed().is_none()
+    }
+
     /// Whether enough blocks were seen to tell memory of its allocators from
     /// other memory.
     pub(super) fn knows_its_allocators(&self) -> bool {

@@ -33,6 +33,11 @@ const MAX_TASK_ID: u64 = 1 << 44;
 /// Decisions that are kept for the report.
 const MAX_DECISIONS: usize = 8;
 
+/// Our own processor time that a window takes, about.
+const WINDOW_WORK: Duration = Duration::from_millis(30);
+/// After so long, it is asked again whether there is time for one.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// What became of a process that the governor decides about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -173,6 +178,14 @@ impl Survey {
         if self.open.is_some() {
             return self.look(process, capture, governor);
         }
+        // What was caught comes before catching more: reading again is what it
+        // is for, and takes little.
+        let work = governor.wait_for_work(at, WINDOW_WORK);
+        if !work.is_zero() && self.windows > 0 {
+            self.next = at + work.min(PATIENCE);
+            self.read_again(at, process);
+            return Step::Nothing;
+        }
         let decision = governor.decide(self.id, at, self.meter.cpu());
         self.note(&decision.why);
         self.refused = None;
@@ -189,7 +202,7 @@ impl Survey {
         };
         if self.open.is_none() {
             self.next = next.max(at + Duration::from_millis(5));
-            self.read_again(at, process, governor);
+            self.read_again(at, process);
         }
         step
     }
@@ -408,16 +421,13 @@ impl Survey {
         counts
     }
 
-    /// Reads what is due again, as far as our own budget allows.
-    fn read_again(&mut self, at: Duration, process: &Process, governor: &Governor) {
+    /// Reads what is due again, a batch at a time.
+    fn read_again(&mut self, at: Duration, process: &Process) {
         let elapsed = self.elapsed(at);
-        let wait = governor.wait_for_work(at, reads::BATCH_TIME);
-        if wait.is_zero() {
-            self.reads.again(process, elapsed, &mut self.survivors);
-        }
+        self.reads.again(process, elapsed, &mut self.survivors);
         if let Some(due) = self.survivors.next_due() {
             let due = Duration::from_nanos(self.began_ns) + due;
-            self.next = self.next.min(due.max(at + wait.max(reads::PAUSE)));
+            self.next = self.next.min(due.max(at + reads::PAUSE));
         }
     }
 

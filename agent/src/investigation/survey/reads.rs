@@ -12,7 +12,7 @@ use crate::{
         evidence::{self, Allocator, FirstRead, Request, Unreadable},
     },
     host::{
-        memory::{self, Budget, Memory},
+        memory::{self, Absent, Budget, Memory},
         process::Process,
     },
     ledger::{
@@ -22,9 +22,9 @@ use crate::{
 };
 
 /// Blocks read again in one go.
-const BATCH: usize = 256;
+const BATCH: usize = 128;
 /// What such a batch takes at most.
-pub(super) const BATCH_TIME: Duration = Duration::from_millis(8);
+const BATCH_TIME: Duration = Duration::from_millis(10);
 /// Pause between two batches.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 /// Probes are on meanwhile, so no pauses and not for long.
@@ -183,7 +183,12 @@ impl Reads {
             .unwrap_or_default();
         let mut signs = signs.into_iter();
         for (name, stack, first) in due {
+            const LATER: evidence::Sign = evidence::Sign::Unknown(evidence::Doubt::Unreadable(
+                Unreadable::Absent(Absent::OverBudget),
+            ));
             let sign = match signs.next() {
+                // It stays due.
+                Some(LATER) => continue,
                 Some(evidence::Sign::Alive) => Sign::Alive,
                 Some(evidence::Sign::Mutated) => Sign::Mutated,
                 // What a new owner may have left as it was proves no life.
