@@ -120,6 +120,7 @@ pub fn of_future<'data, R: ReadRef<'data>>(
             let rank = Rank {
                 is_other_panic: !is_resumed_panic(code, load),
                 depth: found.depth,
+                distance: load.distance,
                 order,
             };
             if certain && rank.is_other_panic {
@@ -143,6 +144,7 @@ pub fn of_future<'data, R: ReadRef<'data>>(
 struct Rank {
     is_other_panic: bool,
     depth: u32,
+    distance: u32,
     order: usize,
 }
 

@@ -4,8 +4,10 @@
 //! Only direct calls and calls through the global offset table are followed;
 //! what is called through a trait object stays unknown.
 
+mod distance;
+
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     ops::Range,
     rc::Rc,
 };
@@ -33,6 +35,9 @@ pub struct Load {
     pub constant: u64,
     /// The function called next, if one is soon.
     pub called: Option<u64>,
+    /// Decisions between the function's entry and the load; `u32::MAX` where
+    /// no way was found.
+    pub distance: u32,
 }
 
 /// What is known of one function.
@@ -141,16 +146,19 @@ impl<'a, 'elf, 'data, R: ReadRef<'data>> TaskCode<'a, 'elf, 'data, R> {
             extent: address..address.saturating_add(code.len() as u64),
             ..Body::default()
         };
+        let mut places = Vec::new();
         // Loads that wait for the call they are an argument of.
         let mut waiting: VecDeque<(usize, usize)> = VecDeque::new();
         let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
         let mut index = 0;
+        let mut instructions = Vec::new();
         while decoder.can_decode() {
             let instruction = decoder.decode();
             if instruction.is_invalid() {
                 break;
             }
             index += 1;
+            instructions.push(instruction);
             let address = instruction.memory_displacement64();
             if instruction.mnemonic() == Mnemonic::Lea
                 && instruction.memory_base() == Register::RIP
@@ -161,9 +169,11 @@ impl<'a, 'elf, 'data, R: ReadRef<'data>> TaskCode<'a, 'elf, 'data, R> {
             }
             if let Some(constant) = self.constant(&instruction) {
                 waiting.push_back((index, body.loads.len()));
+                places.push(instruction.ip());
                 body.loads.push(Load {
                     constant,
                     called: None,
+                    distance: u32::MAX,
                 });
             }
             let target = self.target(&instruction);
@@ -180,6 +190,14 @@ impl<'a, 'elf, 'data, R: ReadRef<'data>> TaskCode<'a, 'elf, 'data, R> {
                     load.called = target;
                 }
             }
+        }
+        let tables: BTreeSet<u64> = body.loads.iter().map(|load| load.constant).collect();
+        let distances = distance::from_entry(&instructions, &tables, |place| {
+            let bytes = self.image.bytes(place, 4)?;
+            bytes.try_into().ok().map(i32::from_le_bytes)
+        });
+        for (load, place) in body.loads.iter_mut().zip(places) {
+            load.distance = distances.get(&place).copied().unwrap_or(u32::MAX);
         }
         Some(body)
     }
