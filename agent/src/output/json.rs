@@ -118,7 +118,7 @@ mod tests {
         );
         assert_eq!(
             keys(&process["capture"]),
-            "agent_cpu_percent allocations lost mode open_s sampled sampling_mean_bytes target_slowdown_percent windows"
+            "agent_cpu_percent allocations decisions lost mode open_s sampled sampling_mean_bytes target_slowdown_percent windows"
         );
         let finding = &process["findings"][0];
         assert_eq!(
