@@ -20,7 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// The message catalogue, compiled by journalctl; the directory of its database.
-fn catalogue() -> Result<PathBuf> {
+pub(crate) fn catalogue() -> Result<PathBuf> {
     let root = lab::fresh("root")?;
     let sources = root.join("usr/lib/systemd/catalog");
     fs::create_dir_all(&sources)?;

@@ -15,6 +15,7 @@ mod breakpoints;
 mod command;
 mod containers;
 mod costs;
+mod daemon;
 mod evidence;
 mod governed;
 mod hazards;
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
         targets::trials(),
         evidence::trials(),
         containers::trials(),
+        daemon::trials(),
         tasks::trials(),
     ];
     let mut run = |threads: usize, trials: Vec<Trial>| {

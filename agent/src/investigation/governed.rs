@@ -173,9 +173,18 @@ impl Investigation {
         sentences
     }
 
-    /// Average slowdown of a process under the governor, in percent.
+    /// Average slowdown of a process under the governor, in percent: what its
+    /// threads have spent in traps, of the time of one.
     pub(super) fn governed_slowdown(&self, id: TargetId) -> Option<f64> {
-        Some(self.governor.as_ref()?.standing(id)?.slowdown_percent)
+        let standing = self.governor.as_ref()?.standing(id)?;
+        let elapsed = self
+            .accounts
+            .get(&id)?
+            .survey
+            .as_ref()?
+            .elapsed(survey::now());
+        (elapsed > Duration::ZERO)
+            .then(|| standing.trapped.as_secs_f64() / elapsed.as_secs_f64() * 100.0)
     }
 
     /// Follows a process no more.

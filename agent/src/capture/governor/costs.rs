@@ -60,7 +60,7 @@ impl Costs {
             shared: 650.0,
             every_return: false,
             attach: Duration::from_millis(12),
-            detach: Duration::from_millis(75),
+            detach: Duration::from_millis(10),
         };
         match method {
             Method::Session => session,

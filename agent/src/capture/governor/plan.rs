@@ -19,6 +19,9 @@ pub(super) const TRACE_CHECK: Duration = Duration::from_millis(100);
 pub(super) const LOOK: Duration = Duration::from_millis(20);
 /// Longest window; what is cheaper than that is traced for good.
 const LONGEST: f64 = 1.0;
+/// Longest window that users of a target would notice: for the same share of
+/// the time, many short ones tell more than a few long ones.
+const SHORT: f64 = 0.1;
 /// Pause after a window, at least.
 const PAUSE: f64 = 1.0;
 /// Blocks that one window may record: their table is shared.
@@ -292,6 +295,9 @@ impl Scene<'_> {
         if noticeable {
             let most = self.most_noticed() - (CHECK * 3).as_secs_f64();
             open = open.min((most - latency).max(hottest));
+            if self.budget.noticed_share() < 1.0 {
+                open = open.min(SHORT);
+            }
         }
         // Fewer records rather than a table that overflows.
         let rate = slowdown * lanes / cost;

@@ -169,8 +169,9 @@ impl Subject {
 
         let slot = capture.target(self.pid).map_or(0, |target| target.slot);
         let detaching = Instant::now();
-        capture.detach(self.pid);
+        capture.close_window(self.pid);
         costs.detach = detaching.elapsed();
+        capture.detach(self.pid);
 
         if began.elapsed() < ENOUGH {
             costs.stepped = self.step(capture, slot)? - untraced_step;
