@@ -9,7 +9,7 @@ mod health;
 mod pursuit;
 mod told;
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::VecDeque, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use aya_log::EbpfLogger;
@@ -46,12 +46,17 @@ use crate::{
     watch::{self, Suspect, Watch},
 };
 
-/// Room for recorded blocks of all followed processes: 29 MB of kernel memory.
-const LIVE_BLOCKS: u32 = 1 << 18;
+/// Room for recorded blocks of all followed processes: 7 MB of kernel memory.
+const LIVE_BLOCKS: u32 = 1 << 16;
 /// Pause between two judgements, whosever.
 const JUDGE_EVERY: Duration = Duration::from_secs(2);
 /// Pause between two judgements of the same process.
 const JUDGE_AGAIN: Duration = Duration::from_secs(30);
+
+/// A program has mapped its libraries by then.
+const SETTLING: Duration = Duration::from_secs(1);
+/// Further newcomers are found by the next sweep.
+const MAX_NEWCOMERS: usize = 4096;
 
 /// Runs `daemon`; the exit code.
 ///
@@ -109,6 +114,8 @@ struct Daemon {
     notify: Notify,
     health: Health,
     symbols: Symbols,
+    /// Processes that have just begun to run a program.
+    newcomers: VecDeque<(Identity, Duration)>,
 }
 
 impl Daemon {
@@ -124,6 +131,7 @@ impl Daemon {
             health: Health::new(&settings)?,
             pursuits: Pursuits::default(),
             symbols: Symbols::new(),
+            newcomers: VecDeque::new(),
             file,
             settings,
             investigation,
@@ -171,6 +179,7 @@ impl Daemon {
 
     /// What a second brings.
     fn tick(&mut self) {
+        self.greet();
         if let Err(error) = self.investigation.tick() {
             tracing::warn!(error = %format_args!("{error:#}"), "an observation is missing");
         }
@@ -232,8 +241,23 @@ impl Daemon {
     /// A process that has just begun to run a program.
     fn started(&mut self, pid: u32) {
         self.watch.exec(pid);
+        if self.settings.pinned.is_empty() || self.newcomers.len() >= MAX_NEWCOMERS {
+            return;
+        }
         if let Ok(start_time) = process::start_time(pid) {
-            self.consider_pinned(Identity { pid, start_time });
+            let identity = Identity { pid, start_time };
+            self.newcomers.push_back((identity, now().monotonic));
+        }
+    }
+
+    /// Looks at those that have had time to map their libraries.
+    fn greet(&mut self) {
+        let at = now().monotonic;
+        while let Some((identity, since)) = self.newcomers.front().copied()
+            && at.saturating_sub(since) >= SETTLING
+        {
+            self.newcomers.pop_front();
+            self.consider_pinned(identity);
         }
     }
 
