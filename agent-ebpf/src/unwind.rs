@@ -1,3 +1,4 @@
+// long because the walk is one program, whose parts the compiler must see together
 //! Unwinds the user stack of the current thread by `.eh_frame` rows.
 //!
 //! Release builds of Rust and C have no frame pointers, so the caller's frame

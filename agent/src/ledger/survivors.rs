@@ -15,6 +15,7 @@
 
 mod account;
 mod group;
+mod room;
 mod schedule;
 mod thinning;
 mod window;
@@ -33,7 +34,8 @@ pub use group::{Kept, SurveyGroup};
 pub use schedule::{STEPS, age, step_at};
 pub use window::{SIZE_CLASSES, Window};
 
-use thinning::{Random, fair_cap, threshold};
+use room::size_class;
+use thinning::Random;
 
 /// Names a block that is followed. Never given out twice by one account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -369,39 +371,6 @@ impl Survivors {
         }
     }
 
-    /// With which probability each block of a window is kept, so that no stack
-    /// brings more than it has room for; 0 for the earlier one of two at the
-    /// same address, whose free was missed.
-    fn shares(&mut self, survivors: &[SurveyBlock]) -> Vec<f64> {
-        let latest = latest(survivors);
-        let mut bytes_of: HashMap<StackId, Vec<f64>> = HashMap::new();
-        for survivor in survivors {
-            bytes_of
-                .entry(survivor.block.stack)
-                .or_default()
-                .push(weighted(survivor).1);
-        }
-        let thresholds: HashMap<StackId, f64> = bytes_of
-            .into_iter()
-            .filter(|(_, bytes)| bytes.len() > Self::MAX_BLOCKS_PER_SITE)
-            .filter_map(|(stack, bytes)| {
-                Some((stack, threshold(&bytes, Self::MAX_BLOCKS_PER_SITE * 3 / 4)?))
-            })
-            .collect();
-        let mut shares = Vec::with_capacity(survivors.len());
-        for (at, survivor) in survivors.iter().enumerate() {
-            let block = &survivor.block;
-            if latest.get(&block.address) != Some(&at) {
-                self.losses.duplicates += 1;
-                shares.push(0.0);
-                continue;
-            }
-            let threshold = thresholds.get(&block.stack);
-            shares.push(threshold.map_or(1.0, |limit| (weighted(survivor).1 / limit).min(1.0)));
-        }
-        shares
-    }
-
     /// Begins to follow a block that is kept with probability `share`.
     fn follow(
         &mut self,
@@ -555,67 +524,6 @@ impl Survivors {
         (total >= 8).then(|| age(step))
     }
 
-    fn make_room(&mut self) {
-        let counts: Vec<usize> = self.sites.values().map(|site| site.followed).collect();
-        // Three quarters, so that not every window has to thin again.
-        let cap = if self.followed.len() > Self::MAX_BLOCKS {
-            fair_cap(&counts, Self::MAX_BLOCKS * 3 / 4)
-        } else {
-            usize::MAX
-        };
-        let crowded: Vec<StackId> = self
-            .sites
-            .iter()
-            .filter(|(_, site)| site.followed > cap.min(Self::MAX_BLOCKS_PER_SITE))
-            .map(|(stack, _)| *stack)
-            .collect();
-        if crowded.is_empty() {
-            return;
-        }
-        let mut members: BTreeMap<StackId, BTreeMap<usize, Vec<(BlockId, f64)>>> = crowded
-            .iter()
-            .map(|stack| (*stack, BTreeMap::new()))
-            .collect();
-        for (id, followed) in &self.followed {
-            if let Some(steps) = members.get_mut(&followed.block.block.stack) {
-                let list = steps.entry(followed.step).or_default();
-                list.push((*id, followed.bytes()));
-            }
-        }
-        let keep = cap.min(Self::MAX_BLOCKS_PER_SITE * 3 / 4);
-        // Each step keeps its part, so that the old, which stand for many,
-        // do not crowd out the new, which tell whether the site still grows.
-        for steps in members.values() {
-            let counts: Vec<usize> = steps.values().map(Vec::len).collect();
-            let each = fair_cap(&counts, keep);
-            for list in steps.values() {
-                self.thin(list, each);
-            }
-        }
-    }
-
-    /// Lets blocks go until about `keep` are left; these stand for them.
-    fn thin(&mut self, list: &[(BlockId, f64)], keep: usize) {
-        let all: Vec<f64> = list.iter().map(|(_, bytes)| *bytes).collect();
-        let Some(threshold) = threshold(&all, keep) else {
-            return;
-        };
-        for (id, bytes) in list {
-            if *bytes >= threshold {
-                continue;
-            }
-            let stays = *bytes / threshold;
-            if self.random.unit() < stays {
-                if let Some(followed) = self.followed.get_mut(id) {
-                    followed.weight /= stays;
-                }
-            } else {
-                self.take(*id);
-                self.losses.thinned += 1;
-            }
-        }
-    }
-
     /// A block that is followed; none for one that was let go, found gone, or
     /// needs no more readings. What is kept for it elsewhere can go then.
     pub fn block(&self, id: BlockId) -> Option<&SurveyBlock> {
@@ -684,27 +592,6 @@ impl Survivors {
         stacks.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         stacks.into_iter().map(|(stack, _)| stack).collect()
     }
-}
-
-/// Where the latest block of each address stands in the list: of two at the
-/// same address, the earlier one's free was missed.
-fn latest(survivors: &[SurveyBlock]) -> HashMap<u64, usize> {
-    let mut latest: HashMap<u64, usize> = HashMap::with_capacity(survivors.len());
-    for (at, survivor) in survivors.iter().enumerate() {
-        let kept = latest.entry(survivor.block.address).or_insert(at);
-        if survivors
-            .get(*kept)
-            .is_some_and(|other| survivor.block.born > other.block.born)
-        {
-            *kept = at;
-        }
-    }
-    latest
-}
-
-/// Four classes per doubling, as allocators have them.
-fn size_class(usable: u64) -> u32 {
-    ((usable.max(1) as f64).log2() * 4.0).round() as u32
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+// long because the states of one target and every step between them
 //! Decisions on targets: which mode, when, and why.
 
 use std::time::Duration;
