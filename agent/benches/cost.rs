@@ -70,6 +70,7 @@ fn complain(error: &anyhow::Error) {
     eprintln!("bench: {error:#}");
 }
 
+#[expect(clippy::too_many_lines, reason = "one measurement after the other")]
 fn run() -> Result<Table> {
     if let Some(sentence) = privilege::missing() {
         bail!(sentence);

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{journal, lab, program, server::Server, trial};
 
 /// From start to the leaking program's end.
-const WATCHED: Duration = Duration::from_secs(60);
+const WATCHED: Duration = Duration::from_secs(50);
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -137,7 +137,7 @@ fn finds() -> Result<()> {
     )?;
     let healthy: Vec<Server> = [["--leak", "none"], ["--healthy", "sawtooth"]]
         .iter()
-        .map(|arguments| Server::start("server", arguments, &mut random, Duration::ZERO))
+        .map(|arguments| Server::start_slowly("server", arguments, &mut random, Duration::ZERO))
         .collect::<Result<_>>()?;
     let pid = leaking.program.pid();
     thread::sleep(WATCHED);
@@ -162,9 +162,10 @@ fn finds() -> Result<()> {
 
     let alerts = daemon.alerts()?;
     let of = |pid: u32| {
+        let pid = pid.to_string();
         alerts
             .iter()
-            .filter(move |alert| alert["LINGERSCOPE_PID"] == pid.to_string())
+            .filter(move |alert| alert["LINGERSCOPE_PID"] == *pid)
     };
     let told = || format!("{alerts:#?}\n{}", daemon.log());
     let states: BTreeSet<&str> = of(pid)

@@ -31,6 +31,7 @@ mod quarantine;
 mod random;
 mod server;
 mod stacks;
+mod survey;
 mod targets;
 mod tasks;
 mod truth;
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
         evidence::trials(),
         containers::trials(),
         daemon::trials(),
+        survey::trials(),
         tasks::trials(),
     ];
     let mut run = |threads: usize, trials: Vec<Trial>| {

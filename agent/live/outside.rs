@@ -1,6 +1,6 @@
 //! Growth that no allocator function shows is found by its page faults.
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use libtest_mimic::Trial;
 
 use crate::{inspection::Inspection, lab, program::Program, trial};

@@ -1,13 +1,7 @@
 //! A build that dies by a fault while it is probed is not probed again: by
 //! its process id, after an exec, or behind `--`.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    thread,
-    time::Duration,
-};
+use std::{fs, path::Path, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
@@ -40,7 +34,7 @@ fn inspection(seconds: u32, state: &Path) -> Result<Inspection> {
 }
 
 /// The death ends the run, is told, and goes into the list.
-fn dies(path: &Path, state: &PathBuf) -> Result<()> {
+fn dies(path: &Path, state: &Path) -> Result<()> {
     let program = Program::start(path, &["4"])?;
     let pid = program.pid();
     let report = inspection(30, state)?

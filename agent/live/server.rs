@@ -44,6 +44,25 @@ impl Server {
         alone: Duration,
     ) -> Result<Self> {
         let load = Load::draw(random);
+        Self::start_with(&load, example, arguments, alone)
+    }
+
+    /// The same with so little traffic that windows are affordable often.
+    pub(crate) fn start_slowly(
+        example: &str,
+        arguments: &[&str],
+        random: &mut Random,
+        alone: Duration,
+    ) -> Result<Self> {
+        let load = Load {
+            rate: random.log_uniform(60, 200),
+            size: random.log_uniform(1000, 10_000),
+            workers: random.uniform(1, 4),
+        };
+        Self::start_with(&load, example, arguments, alone)
+    }
+
+    fn start_with(load: &Load, example: &str, arguments: &[&str], alone: Duration) -> Result<Self> {
         let truth = lab::fresh("truth")?;
         let drawn = format!(
             "{example} {} --rate {} --size {} --workers {}, attached after {:.1} s",

@@ -292,8 +292,8 @@ impl Daemon {
         let name = Text::name(&process.comm);
         let followed = match self.settings.mode {
             Mode::Watch => self.investigation.observe(process),
-            Mode::Survey => self.investigation.survey(process, Wish::Survey),
-            Mode::Full => self.investigation.survey(process, Wish::Auto),
+            Mode::Survey => self.investigation.survey(&process, Wish::Survey),
+            Mode::Full => self.investigation.survey(&process, Wish::Auto),
         };
         match followed {
             Ok(()) => {

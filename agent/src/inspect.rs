@@ -114,7 +114,7 @@ impl<'a> Inspection<'a> {
         }
         for process in std::mem::take(&mut self.selection.processes) {
             match wish {
-                Some(wish) => self.survey(process, wish),
+                Some(wish) => self.survey(&process, wish),
                 None => self.follow(process, self.sampling(Sampling::ByRate), &[]),
             }
         }
@@ -155,7 +155,7 @@ impl<'a> Inspection<'a> {
 
     /// Starts to follow a process within the budget, or notes why that is
     /// impossible.
-    fn survey(&mut self, process: Process, wish: Wish) {
+    fn survey(&mut self, process: &Process, wish: Wish) {
         let pid = process.pid;
         if let Err(refusal) = self.investigation.survey(process, wish) {
             self.selection.skip(Some(pid), &refusal.to_string());

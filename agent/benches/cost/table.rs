@@ -115,6 +115,7 @@ fn median_ms(times: &[Duration]) -> f64 {
 }
 
 impl fmt::Display for Table {
+    #[expect(clippy::too_many_lines, reason = "a table, row by row")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,

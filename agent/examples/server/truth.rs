@@ -13,7 +13,7 @@ use super::work::Function;
 
 /// Task ids kept, the oldest out first when full: a second's worth of the
 /// fastest load, so that no task is missing from every line of the file.
-const TASKS: usize = 1024;
+const TASKS: usize = 1000;
 /// Pause between two lines of the side file.
 const PERIOD: Duration = Duration::from_millis(200);
 
@@ -98,7 +98,7 @@ impl Truth {
     /// Writes one line without touching the heap: the count must not disturb
     /// what it counts.
     fn append(&self, file: &mut File, function: Function) -> std::io::Result<()> {
-        let mut line = [0_u8; 32 * 1024];
+        let mut line = [0_u8; 16 * 1024];
         let mut rest = line.as_mut_slice();
         let (lost, tasks) = {
             let totals = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -94,6 +94,7 @@ struct Probed {
 }
 
 /// A process under capture.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Target {
     /// Its place in the kernel's table.
     pub slot: u32,

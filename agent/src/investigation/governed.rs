@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use agent_ebpf::abi::heap::TargetCounts;
 use anyhow::{Context as _, Result};
 
 use super::{Account, Investigation, Sampling, survey, survey::Step, survey::Survey};
@@ -11,9 +12,10 @@ use crate::{
         TargetId,
         governor::{Budget, Governor, Profile, Wish, costs::measure},
         refusal::Refusal,
+        target::Target,
     },
     finding::Text,
-    host::{cpu_clock::CpuClock, process::Process},
+    host::{cpu_clock::CpuClock, kernel, process::Process},
 };
 
 /// When nothing is due, the next look.
@@ -39,16 +41,16 @@ impl Investigation {
     ///
     /// # Errors
     /// Why it cannot be followed.
-    pub fn survey(&mut self, process: Process, wish: Wish) -> Result<(), Refusal> {
+    pub fn survey(&mut self, process: &Process, wish: Wish) -> Result<(), Refusal> {
         let pid = process.pid;
         self.prepare(process.clone())?;
         let other = |why: String| Refusal::Other(why);
         let files = self
             .capture
             .target(pid)
-            .map(|target| target.probed_files())
+            .map(Target::probed_files)
             .unwrap_or_default();
-        let survey = Survey::new(&process);
+        let survey = Survey::new(process);
         let profile = Profile {
             wish,
             cgroup: Text::name(&process.cgroup).as_str().to_owned(),
@@ -219,11 +221,11 @@ impl Account {
     fn trace(&mut self, mean: u64) {
         self.sampling = Sampling::Fixed(mean);
         self.coarsest = mean;
-        self.begin_again(crate::host::kernel::monotonic_ns(), Default::default());
+        self.begin_again(kernel::monotonic_ns(), TargetCounts::default());
     }
 
     /// They are not any more: what they showed is out of date.
     fn untrace(&mut self) {
-        self.begin_again(crate::host::kernel::monotonic_ns(), Default::default());
+        self.begin_again(kernel::monotonic_ns(), TargetCounts::default());
     }
 }
