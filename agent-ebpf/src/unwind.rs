@@ -323,6 +323,7 @@ extern "C" fn step(_index: u32, walk: *mut Walk) -> i64 {
 
 /// One frame, by the tables. Returns 1 to stop.
 #[inline(always)]
+#[expect(clippy::too_many_lines, reason = "one rule after the other")]
 unsafe fn search(walk: &mut Walk) -> i64 {
     // SAFETY: `unwind` passes its own state; the pointers in it are map values.
     unsafe {

@@ -129,7 +129,7 @@ fn finds() -> Result<()> {
     )?;
     thread::sleep(Duration::from_secs(3));
     // They start while it runs.
-    let mut leaking = Server::start(
+    let mut leaking = Server::start_slowly(
         "server",
         &["--leak", "arc-cycle"],
         &mut random,

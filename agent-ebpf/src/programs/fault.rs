@@ -2,6 +2,10 @@
 //!
 //! Attached to the software event of page faults, which calls it once per so
 //! many faults of a thread.
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "aya's macro passes the context by value"
+)]
 
 use agent_ebpf::abi::{fault::FaultSite, heap::TargetCounts, loss::Loss};
 use aya_ebpf::{

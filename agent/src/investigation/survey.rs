@@ -74,6 +74,7 @@ pub(super) struct Survey {
     pub(super) coarsest: u64,
     /// What was decided, and why; the latest last.
     pub(super) decisions: Vec<String>,
+    decided: Option<std::mem::Discriminant<Mode>>,
     /// Why no probe may be set.
     pub(super) refused: Option<String>,
     addresses: Vec<u64>,
@@ -111,6 +112,7 @@ impl Survey {
             open_time: Duration::ZERO,
             coarsest: 1,
             decisions: Vec::new(),
+            decided: None,
             refused: None,
             addresses: Vec::new(),
         }
@@ -187,8 +189,8 @@ impl Survey {
             return Step::Nothing;
         }
         let decision = governor.decide(self.id, at, self.meter.cpu());
-        self.note(&decision.why);
         self.refused = None;
+        self.decide(decision.mode, &decision.why);
         let (next, step) = match decision.mode {
             Mode::Survey(slot) if slot.at > at => (slot.at, Step::Nothing),
             Mode::Survey(slot) => (at, self.open(slot.mean, false, process, capture, governor)),
@@ -225,6 +227,7 @@ impl Survey {
             governor.closed(self.id, at, &governor::Reading::default());
             // Most often the process has just ended, which is reported apart.
             tracing::debug!(pid = self.id, error = %format_args!("{error:#}"), "no window can be opened");
+            self.decided = None;
             self.note(&format!("no window can be opened: {error:#}"));
             self.next = at + Duration::from_secs(10);
             return Step::Nothing;
@@ -288,6 +291,7 @@ impl Survey {
                 let traced = self.is_traced();
                 self.close(&close, process, capture, governor);
                 if traced {
+                    self.decided = None;
                     self.note(&close.to_string());
                     Step::Untraced
                 } else {
@@ -443,6 +447,17 @@ impl Survey {
             counts.add(&capture.counts(self.id));
         }
         counts
+    }
+
+    /// Notes a decision; one of the same kind replaces the one before, since
+    /// only its figures are new.
+    fn decide(&mut self, mode: Mode, why: &str) {
+        let kind = Some(std::mem::discriminant(&mode));
+        if self.decided == kind {
+            self.decisions.pop();
+        }
+        self.decided = kind;
+        self.note(why);
     }
 
     fn note(&mut self, why: &str) {

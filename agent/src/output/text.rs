@@ -153,13 +153,21 @@ fn capture(process: &Process, out: &mut impl Write) -> io::Result<()> {
             bytes(capture.sampling_mean_bytes as f64)
         )
     };
+    let open = time(Duration::from_secs_f64(capture.open_s.max(0.0)));
+    let observed = match capture.mode {
+        "survey" if capture.windows == 1 => format!("One window, open for {open}"),
+        "survey" => format!("{} windows, open for {open} in all", capture.windows),
+        _ => format!("Observed for {open}"),
+    };
     writeln!(
         out,
-        "  Observed for {}, {taken}: {} allocations, {} recorded.",
-        time(Duration::from_secs_f64(capture.open_s.max(0.0))),
+        "  {observed}, {taken}: {} allocations, {} recorded.",
         count(capture.allocations as f64),
         count(capture.sampled as f64),
     )?;
+    if let Some(decision) = capture.decisions.last() {
+        finding::wrapped(out, "  ", "    ", &format!("Budget: {decision}."))?;
+    }
     if let Some(rss) = process.rss {
         writeln!(
             out,
