@@ -1,7 +1,7 @@
 //! The front that systemd starts: watches every process, follows those that
 //! grow, and tells what it finds.
 //!
-//! One loop over a closed set of [`Event`]s. All that it owns is touched by
+//! One loop over a closed set of eventss. All that it owns is touched by
 //! this loop only.
 
 mod event;

@@ -17,7 +17,7 @@
 //!    window can be closed earlier at any time.
 //! 5. Again from 2.
 //!
-//! The average holds by an account per target ([`account`]): running time
+//! The average holds by an account per target (`account`): running time
 //! earns, traps spend, and a window is opened only when its planned cost *and*
 //! the worst that can still come after the decision to detach are there. What
 //! overruns nevertheless is a debt, and pauses repay it. On credit are the
