@@ -1,7 +1,7 @@
 //! The front that systemd starts: watches every process, follows those that
 //! grow, and tells what it finds.
 //!
-//! One loop over a closed set of eventss. All that it owns is touched by
+//! One loop over a closed set of events. All that it owns is touched by
 //! this loop only.
 
 mod event;
@@ -46,8 +46,8 @@ use crate::{
     watch::{self, Suspect, Watch},
 };
 
-/// Room for recorded blocks of all followed processes: 7 MB of kernel memory.
-const LIVE_BLOCKS: u32 = 1 << 16;
+/// Room for recorded blocks of all followed processes: 14 MB of kernel memory.
+const LIVE_BLOCKS: u32 = 1 << 17;
 /// Pause between two judgements, whosever.
 const JUDGE_EVERY: Duration = Duration::from_secs(2);
 /// Pause between two judgements of the same process.

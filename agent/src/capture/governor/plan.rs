@@ -25,7 +25,7 @@ const SHORT: f64 = 0.1;
 /// Pause after a window, at least.
 const PAUSE: f64 = 1.0;
 /// Blocks that one window may record: their table is shared.
-const RECORDS: f64 = 32_768.0;
+const RECORDS: f64 = 65_536.0;
 /// Recording less than this share finds nothing in a window.
 const LEAST: f64 = 0.002;
 /// A window's looked-at slowdown may differ from the planned one.

@@ -391,6 +391,6 @@ pub(super) fn session() -> Costs {
         shared: 650.0,
         every_return: false,
         attach: Duration::from_millis(8),
-        detach: Duration::from_millis(75),
+        detach: Duration::from_millis(10),
     }
 }
