@@ -41,7 +41,7 @@ struct Stretch {
 
 fn hold(rate: u32) -> Result<()> {
     let path = lab::compile("cc", "paced.c", &[], "paced")?;
-    let made = lab::fresh(&format!("paced-{rate}"))?.join("made");
+    let made = lab::fresh(&format!("paced-{rate}-made"))?;
     let quarantine = Quarantine::open(&lab::fresh(&format!("paced-{rate}-quarantine"))?)?;
     let mut capture = Capture::new(
         Sizes {
@@ -63,6 +63,7 @@ fn hold(rate: u32) -> Result<()> {
         .admit(pid, Profile::default(), now(), meter.cpu())
         .map_err(anyhow::Error::msg)?;
     let mut stretches = Vec::new();
+    capture.prepare(Process::of(pid)?)?;
     let mut notes = Vec::new();
     let began = now();
     while now() < began + WATCHED {
@@ -130,11 +131,11 @@ fn window(
     mean: u64,
     until: Duration,
 ) -> Result<Stretch> {
-    let process = Process::of(pid)?;
     meter.restart();
     let from = now();
     governor.opening(pid, from);
-    capture.attach(process, mean)?;
+    capture.set_mean(pid, mean)?;
+    capture.open_window(pid)?;
     let reading = meter.read(capture, 0);
     let mut check = governor.opened(pid, now(), &reading);
     loop {
@@ -152,12 +153,11 @@ fn window(
         let reading = meter.read(capture, 0);
         check = governor.check(pid, now(), &reading);
     }
-    capture.detach(pid);
     let reading = meter.read(capture, 0);
+    capture.close_window(pid);
     governor.closed(pid, now(), &reading);
     let to = now();
     capture.drain();
-    capture.forget(pid);
     Ok(Stretch { from, to })
 }
 

@@ -150,14 +150,22 @@ impl Investigation {
     /// Opens the account of a process that is a target now.
     fn begin(&mut self, process: Process, sampling: Sampling) {
         let pid = process.pid;
-        // Where memory grows that no allocator hands out; without it, only
-        // that is not told.
-        if let Err(error) = self.capture.sample_faults(pid) {
-            tracing::debug!(pid, error = %format_args!("{error:#}"), "page faults are not sampled");
-        }
         let attached = self.attached_ns(pid);
         self.accounts
             .insert(pid, Account::new(process, attached, sampling));
+    }
+
+    /// Has page faults sampled, which tell where memory grows that no
+    /// allocator hands out. Not before the first tick: a command that starts
+    /// is raced for its mappings, and its page faults would come in between.
+    fn sample_faults(&mut self) {
+        let running = self.accounts.values().filter(|account| !account.ended);
+        let ids: Vec<TargetId> = running.map(|account| account.id).collect();
+        for id in ids {
+            if let Err(error) = self.capture.sample_faults(id) {
+                tracing::debug!(pid = id, error = %format_args!("{error:#}"), "page faults are not sampled");
+            }
+        }
     }
 
     fn attached_ns(&self, id: TargetId) -> u64 {
@@ -315,6 +323,7 @@ impl Investigation {
     pub fn tick(&mut self) -> Result<()> {
         self.look_for_dangers();
         self.account_for_ourselves();
+        self.sample_faults();
         let live = self.read()?;
         self.choose_means(live as f64 / f64::from(self.live_blocks));
         Ok(())

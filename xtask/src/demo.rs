@@ -63,7 +63,8 @@ pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
     let pid = server.0.id().to_string();
     let mut inspect = shell::as_root(&lingerscope, &[]);
     inspect
-        .args(["inspect", "-p", &pid, "--for", WATCHED, "--json-file"])
+        .args(["inspect", "-p", &pid, "--mode", "trace", "--for", WATCHED])
+        .arg("--json-file")
         .arg(&document);
     shell::print(&inspect);
     let status = inspect.status().context("cannot start lingerscope")?;
