@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{journal, lab, program, server::Server, trial};
 
 /// From start to the leaking program's end.
-const WATCHED: Duration = Duration::from_secs(50);
+const WATCHED: Duration = Duration::from_secs(40);
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![

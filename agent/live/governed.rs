@@ -18,7 +18,7 @@ use lingerscope::{
 use crate::{lab, program::Program, trial};
 
 /// How long a program is governed.
-const WATCHED: Duration = Duration::from_secs(45);
+const WATCHED: Duration = Duration::from_secs(35);
 /// What a program writes its work in.
 const SLOT: f64 = 0.01;
 
