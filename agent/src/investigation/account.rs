@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::abi::{heap::TargetCounts, loss::Loss};
+use agent_ebpf::abi::{
+    heap::{Block, TargetCounts},
+    loss::Loss,
+};
 
 use super::{Sampling, fineness::Load, residence::Growth, survey::Survey};
 use crate::{
@@ -17,6 +20,20 @@ use crate::{
 
 /// Task ids count up from 1; what is larger is no id.
 const MAX_TASK_ID: u64 = 1 << 44;
+
+/// The kernel's blocks as ledgers know them; times count from `zero_ns`.
+pub(super) fn live_blocks(live: Vec<(u64, Block)>, zero_ns: u64) -> Vec<LiveBlock> {
+    live.into_iter()
+        .map(|(address, block)| LiveBlock {
+            address,
+            size: block.size,
+            stack: StackId(block.stack),
+            task: (1..MAX_TASK_ID).contains(&block.task).then_some(block.task),
+            born: Duration::from_nanos(block.born_ns.saturating_sub(zero_ns)),
+            mean: block.mean.max(1),
+        })
+        .collect()
+}
 
 /// A process from its attach to its report.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
@@ -136,8 +153,7 @@ impl Account {
 
     /// Enters what the kernel's tables held at `now_ns`.
     pub(super) fn observe(&mut self, now_ns: u64, reading: Reading, counts: TargetCounts) {
-        let since = |ns: u64| Duration::from_nanos(ns.saturating_sub(self.attached_ns));
-        self.observed = since(now_ns);
+        self.observed = Duration::from_nanos(now_ns.saturating_sub(self.attached_ns));
         self.counts = counts;
         for (address, _) in &reading.live {
             self.growth.block(*address);
@@ -154,18 +170,10 @@ impl Account {
             .iter()
             .filter(|(_, block)| block.task >= MAX_TASK_ID)
             .count() as u64;
-        let live = reading.live.into_iter().map(|(address, block)| LiveBlock {
-            address,
-            size: block.size,
-            stack: StackId(block.stack),
-            task: (1..MAX_TASK_ID).contains(&block.task).then_some(block.task),
-            born: since(block.born_ns),
-            mean: block.mean.max(1),
-        });
         let observation = Observation {
             at: self.observed,
             sites: sites.collect(),
-            live: live.collect(),
+            live: live_blocks(reading.live, self.attached_ns),
             anonymous_bytes: self.anonymous_bytes(),
             calls: self.every_call.then_some(Calls {
                 allocations: counts.allocations,

@@ -16,6 +16,7 @@ use std::{
 use agent_ebpf::abi::heap::{Target, TargetCounts};
 
 use self::reads::Reads;
+use super::account::live_blocks;
 use crate::{
     capture::{
         Capture, Reading, TargetId,
@@ -23,13 +24,11 @@ use crate::{
     },
     host::{kernel, process::Process},
     ledger::{
-        LiveBlock, StackId, Survivors,
+        StackId, Survivors,
         survivors::{StackCount, SurveyBlock, WindowOutcome},
     },
 };
 
-/// Task ids count up from 1; what is larger is no id.
-const MAX_TASK_ID: u64 = 1 << 44;
 /// Decisions that are kept for the report.
 const MAX_DECISIONS: usize = 8;
 
@@ -369,7 +368,7 @@ impl Survey {
     /// every survivor.
     fn harvest(&mut self, process: &Process, capture: &mut Capture) -> Option<Harvest> {
         capture.set_mean(self.id, Target::COUNT_ONLY).ok()?;
-        let live = self.blocks(capture.read_one(self.id).ok()?);
+        let live = live_blocks(capture.read_one(self.id).ok()?.live, self.began_ns);
         let firsts = self.reads.first(process, capture, self.id, live);
         // Who was freed while we read.
         let reading = capture.read_one(self.id).ok()?;
@@ -385,23 +384,6 @@ impl Survey {
             counts,
             lost,
         })
-    }
-
-    /// The blocks of a reading as the ledger knows them.
-    fn blocks(&self, reading: Reading) -> Vec<LiveBlock> {
-        let since = |ns: u64| Duration::from_nanos(ns.saturating_sub(self.began_ns));
-        reading
-            .live
-            .into_iter()
-            .map(|(address, block)| LiveBlock {
-                address,
-                size: block.size,
-                stack: StackId(block.stack),
-                task: (1..MAX_TASK_ID).contains(&block.task).then_some(block.task),
-                born: since(block.born_ns),
-                mean: block.mean.max(1),
-            })
-            .collect()
     }
 
     /// What each stack did since the window before.

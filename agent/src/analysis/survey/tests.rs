@@ -187,9 +187,8 @@ const HEALTHY: &[(&str, Shape)] = &[
     ("silence", |_, _| Site::new(SITE, 4096, 0.5, fixed(0.001))),
 ];
 
-/// Unoptimised builds take two seconds a run: `cargo test --release --lib
-/// intervals` is the test in full.
-const RUNS: u64 = if cfg!(debug_assertions) { 8 } else { 100 };
+/// In full by `cargo test --release --lib intervals`.
+const RUNS: u64 = if cfg!(debug_assertions) { 40 } else { 100 };
 
 fn each(shape: Shape, seed: u64, check: &mut dyn FnMut(&Program, &Survivors, u64)) {
     for run in 0..RUNS {
