@@ -35,6 +35,7 @@ pub mod costs;
 pub mod meter;
 mod plan;
 pub mod reading;
+mod room;
 mod targets;
 #[cfg(test)]
 mod tests;

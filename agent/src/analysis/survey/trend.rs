@@ -36,6 +36,7 @@ impl Trend {
         let view = View::of(survivors);
         let windows: Vec<Part> = view
             .complete(group, plateau.counted)
+            .filter(|(.., account)| account.is_none_or(|account| is_told(account, plateau)))
             .map(|(_, window, account)| {
                 part(window.open, window.closed.as_secs_f64(), account, plateau)
             })
@@ -76,6 +77,16 @@ impl Trend {
         let slows = |parts: &Option<Parts>| parts.as_ref().is_some_and(Parts::slows);
         slows(&self.bytes) && slows(&self.blocks)
     }
+}
+
+/// Whether the fate of most of a window's survivors is known at the age that
+/// tells. Those that could not be read yet are not known to be missing.
+fn is_told(account: &WindowAccount, plateau: &Plateau) -> bool {
+    let row = account.step(plateau.counted);
+    let died: f64 = (0..plateau.counted)
+        .map(|step| account.step(step).died)
+        .sum();
+    row.at_risk + died >= account.born.bytes / 2.0
 }
 
 fn part(open: f64, closed: f64, account: Option<&WindowAccount>, plateau: &Plateau) -> Part {

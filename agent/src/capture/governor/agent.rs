@@ -19,6 +19,9 @@ const READ_AT_LEAST: Duration = Duration::from_secs(16);
 /// A newcomer has saved up so much.
 const START: Duration = Duration::from_secs(10);
 
+/// Share of the limit that work which can wait may take.
+const WAITING: f64 = 0.85;
+
 /// What our own work may be now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowance {
@@ -74,7 +77,9 @@ impl Agent {
         // Only what was spent since the last change tells whether it helped.
         let (share, seconds) = self.share(self.changed.max(now.saturating_sub(TAKE_BACK_AFTER)))?;
         let before = self.allowance(suspects);
-        if share > limit && since >= SHED_AFTER && self.level < MAX_LEVEL {
+        // Nor is what a newcomer may spend too much.
+        let most = limit * (1.0 + START.as_secs_f64() / seconds.max(1.0));
+        if share > most && since >= SHED_AFTER && self.level < MAX_LEVEL {
             self.level += 1;
         } else if share < limit / 2.0 && since >= TAKE_BACK_AFTER && self.level > 0 {
             self.level -= 1;
@@ -105,7 +110,10 @@ impl Agent {
     }
 
     /// How long a piece of work that takes so much processor time must wait.
+    /// Work that waits stays a little below the limit; at it, every wobble
+    /// would shed some.
     pub(super) fn wait(&self, now: Duration, work: Duration, limit: f64) -> Duration {
+        let limit = limit * WAITING;
         let Some((first, spent_before)) = self.samples.front() else {
             return Duration::ZERO;
         };

@@ -22,8 +22,9 @@ const LONGEST: f64 = 1.0;
 /// Longest window that users of a target would notice: for the same share of
 /// the time, many short ones tell more than a few long ones.
 const SHORT: f64 = 0.1;
-/// Pause after a window, at least.
-const PAUSE: f64 = 1.0;
+/// Pause after a window, at least: others want one too, and the blocks of the
+/// last ones have to be read again.
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// Blocks that one window may record: their table is shared.
 const RECORDS: f64 = 65_536.0;
 /// Recording less than this share finds nothing in a window.
@@ -307,7 +308,7 @@ impl Scene<'_> {
         let total = open + latency;
         let spent = slowdown * total * lanes;
         let earning = self.budget.target() * self.account.earning();
-        let mut period = (spent / earning).max(total + PAUSE);
+        let mut period = (spent / earning).max(total + PAUSE.as_secs_f64());
         if noticeable {
             period = period.max(total / self.budget.noticed_share());
         }

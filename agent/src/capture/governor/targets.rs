@@ -7,7 +7,8 @@ use super::{
     Account, Budget, Check, Close, Costs, Decision, Governor, Kind, Mode, Plan, Profile, Reading,
     Slot, TargetId, Window, Wish,
     account::Terms,
-    plan::{Rates, Scene},
+    plan::{self, Rates, Scene},
+    room::{ASK_FOR_ROOM, Waiting},
 };
 
 /// A target that cannot be surveyed now is asked about again after so long.
@@ -66,6 +67,10 @@ pub(super) struct Watched {
     trace_from: Duration,
     trace_pause: Duration,
     time_to_limit: Option<Duration>,
+    /// It waits for room.
+    pub(super) waiting: Option<Waiting>,
+    /// No window before that.
+    rests_until: Duration,
     told: Option<Told>,
     windows: u64,
     open: Duration,
@@ -97,6 +102,8 @@ impl Watched {
             trace_from: Duration::ZERO,
             trace_pause: TRACE_PAUSE,
             time_to_limit: None,
+            waiting: None,
+            rests_until: Duration::ZERO,
             told: None,
             windows: 0,
             open: Duration::ZERO,
@@ -167,8 +174,6 @@ impl Governor {
             (Told::Refuse, Decision { mode, why })
         };
         let shared = self.shared(id);
-        let probed = self.probed();
-        let suspects = self.allowance().suspects;
         let budget = self.budget;
         let Some(watched) = self.targets.get_mut(&id) else {
             return refuse("the target has no account".to_owned(), None);
@@ -190,17 +195,12 @@ impl Governor {
             }
             watched.refused = None;
         }
-        if probed >= suspects {
-            let why = if suspects < budget.suspects {
-                format!(
-                    "{probed} targets have probes, and our own processor time allows {suspects} instead of {}",
-                    budget.suspects
-                )
-            } else {
-                format!("{probed} targets have probes, which is as many as are allowed")
-            };
-            return hold(why, now + HOLD);
+        if let Some(why) = self.crowded(id, now) {
+            return hold(why, now + ASK_FOR_ROOM);
         }
+        let Some(watched) = self.targets.get_mut(&id) else {
+            return refuse("the target has no account".to_owned(), None);
+        };
         let forced = watched.profile.wish == Wish::Trace;
         if !forced
             && watched
@@ -276,6 +276,9 @@ impl Governor {
         };
         // An hour is for ever; it also keeps the sum from overflowing.
         let mut at = now + Duration::from_secs_f64(wait.min(3600.0));
+        if plan.kind == Kind::Survey {
+            at = at.max(watched.rests_until);
+        }
         let neighbour = self.targets.iter().find(|(other, neighbour)| {
             **other != id
                 && plan.kind != Kind::Trace
@@ -291,7 +294,10 @@ impl Governor {
             .map_or(0.0, |rates| scene.bare(&rates) * 100.0);
         let target = self.budget.target_percent;
         let waiting = if at > now {
-            format!(", after {:.1} s to pay for it", wait.max(0.05))
+            format!(
+                ", the next in {:.1} s",
+                at.saturating_sub(now).as_secs_f64().max(0.05)
+            )
         } else {
             String::new()
         };
@@ -431,6 +437,9 @@ impl Governor {
             // Ended by its owner.
             watched.learn(&window);
         }
+        if window.plan.kind == Kind::Survey {
+            watched.rests_until = now + plan::PAUSE;
+        }
         watched.open += window.open_time();
         watched.windows += u64::from(window.attached_in().is_some());
         watched.planned = None;
@@ -538,7 +547,7 @@ impl Governor {
     }
 
     /// Targets with probes.
-    fn probed(&self) -> usize {
+    pub(super) fn probed(&self) -> usize {
         self.targets
             .values()
             .filter(|watched| watched.window.is_some())

@@ -229,6 +229,25 @@ fn windows_in_one_file_do_not_overlap() {
 }
 
 #[test]
+fn the_only_room_is_for_all_in_turn() {
+    let budget = Budget {
+        suspects: 1,
+        ..Budget::default()
+    };
+    let law = |rate| Law {
+        profile: Profile {
+            wish: Wish::Survey,
+            ..Profile::default()
+        },
+        ..Law::steady(rate)
+    };
+    let laws = vec![law(100.0), law(300.0), law(500.0)];
+    let world = World::new(budget, session(), laws).run(60.0);
+    let open: Vec<f64> = world.subjects.iter().map(|subject| subject.open).collect();
+    assert!(open.iter().all(|open| *open > 12.0), "{open:?}");
+}
+
+#[test]
 fn pressure_and_pause_take_probes_off_at_the_next_check() {
     for pause in [false, true] {
         let mut world = World::of(Law::steady(10.0)).run(5.0);

@@ -170,6 +170,8 @@ pub(super) struct Program {
     pub(super) counted: bool,
     /// How often a block that was freed and given out again looks alive.
     pub(super) deceit: f64,
+    /// Seconds after which nobody finds the time to read blocks again.
+    pub(super) read_until: f64,
 }
 
 impl Program {
@@ -181,6 +183,7 @@ impl Program {
             growth: None,
             counted: false,
             deceit: 0.0,
+            read_until: f64::INFINITY,
         }
     }
 
@@ -217,7 +220,8 @@ impl Program {
             }
             let memory = 1e8 + growth * now + 20_000.0 * random.normal();
             survivors.memory(seconds(now), Some(memory as u64));
-            for id in survivors.due(seconds(now), usize::MAX) {
+            let reads = if now < self.read_until { usize::MAX } else { 0 };
+            for id in survivors.due(seconds(now), reads) {
                 let sign = self.sign(deaths.get(&id).copied().unwrap_or(0.0), now, random);
                 survivors.reading(id, seconds(now), sign);
             }

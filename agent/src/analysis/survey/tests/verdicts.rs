@@ -54,6 +54,17 @@ fn a_leak_is_suspected_until_a_limit_is_near_or_time_has_passed() {
 }
 
 #[test]
+fn blocks_that_await_their_reading_are_not_missing() {
+    for seed in 0..10 {
+        let mut program = leaky(300.0);
+        program.schedule.duty = 0.2;
+        program.read_until = 200.0;
+        let growth = (Some(Verdict::UnboundedGrowth), Confidence::Suspected);
+        assert_eq!(verdict(&observed(&program, None, seed), SITE), growth);
+    }
+}
+
+#[test]
 fn a_leak_that_never_slows_is_strong_in_time() {
     let mut program = leaky(4000.0);
     program.schedule.duty = 0.01;
