@@ -1,9 +1,18 @@
 //! The side file in which a leaking program counts for itself.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
+
+/// The longest that a line is waited for.
+const LATE: Duration = Duration::from_secs(5);
 
 /// All lines of a side file.
 pub(crate) struct Truth {
@@ -31,7 +40,22 @@ pub(crate) struct Rate {
 }
 
 impl Truth {
+    /// What the program has written until now, and its next line after that:
+    /// on a busy machine it is late. One that has ended writes none.
     pub(crate) fn read(path: &Path) -> Result<Self> {
+        let now = lingerscope::host::kernel::monotonic_ns();
+        let start = Instant::now();
+        loop {
+            let truth = Self::read_now(path)?;
+            let last = truth.lines.last().map_or(0, |line| line.t_ns);
+            if last > now || start.elapsed() > LATE {
+                return Ok(truth);
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn read_now(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
         // The last line may be half written.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);

@@ -167,14 +167,19 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Where `setup` installs bpf-linker for one LLVM release, for all checkouts.
-pub(crate) fn linker_root(llvm: u32) -> Result<PathBuf> {
+/// What is made once per user, for all checkouts.
+pub(crate) fn cache() -> Result<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
         .or_else(|| Some(env::home_dir()?.join(".cache")))
         .context("neither XDG_CACHE_HOME nor HOME is set")?;
-    Ok(cache.join(format!("lingerscope/bpf-linker-{BPF_LINKER}-llvm-{llvm}")))
+    Ok(cache.join("lingerscope"))
+}
+
+/// Where `setup` installs bpf-linker for one LLVM release.
+pub(crate) fn linker_root(llvm: u32) -> Result<PathBuf> {
+    Ok(cache()?.join(format!("bpf-linker-{BPF_LINKER}-llvm-{llvm}")))
 }
 
 /// A bpf-linker that can link what `rustc` makes: the one in PATH, else the
