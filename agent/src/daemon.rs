@@ -80,7 +80,7 @@ pub fn run(args: &DaemonArgs) -> Result<u8> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    if let Some(sentence) = privilege::missing() {
+    if let Some(sentence) = privilege::missing().or_else(privilege::confined) {
         bail!(sentence);
     }
     // No core dump of ours may carry what was read from a target.

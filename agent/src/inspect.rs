@@ -52,7 +52,7 @@ const MAX_CHILDREN: usize = 32;
 /// What keeps the run as a whole from working; a target that cannot be
 /// observed is no error but part of the report.
 pub fn run(args: &InspectArgs) -> Result<u8> {
-    if let Some(sentence) = privilege::missing() {
+    if let Some(sentence) = privilege::missing().or_else(privilege::confined) {
         bail!(sentence);
     }
     // Forked before any probe descriptor exists, so that it inherits none.

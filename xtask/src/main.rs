@@ -51,8 +51,8 @@ enum Command {
     Check,
     /// Compare the task table with the truth over versions of Tokio, profiles and allocators
     Matrix(matrix::Options),
-    /// Run the service under a systemd booted in a container, beside a leaking one (needs root or sudo)
-    Boot,
+    /// Run the service under systemd in a virtual machine, beside one that leaks (about 10 minutes)
+    Boot(boot::Options),
     /// Measure what tracing costs
     Bench,
 }
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options, no_install),
         Command::Check => check::run(no_install),
         Command::Matrix(options) => matrix::run(&options, no_install),
-        Command::Boot => boot::run(no_install),
+        Command::Boot(options) => boot::run(&options, no_install),
         Command::Bench => bench::run(no_install),
     };
     match result {

@@ -40,6 +40,21 @@ pub fn missing() -> Option<String> {
     missing_of(&status)
 }
 
+/// The initial pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+const HOST: &str = "pid:[4026531836]";
+
+/// A sentence when this process has process ids of its own: kernel programs
+/// tell those of the host.
+pub fn confined() -> Option<String> {
+    confined_to(&fs::read_link("/proc/self/ns/pid").ok()?.to_string_lossy())
+}
+
+fn confined_to(namespace: &str) -> Option<String> {
+    (namespace != HOST).then(|| {
+        "this is a pid namespace of its own, and the kernel tells the host's process ids: run it in the host's (docker run --pid=host, hostPID: true in Kubernetes)".to_owned()
+    })
+}
+
 fn missing_of(status: &str) -> Option<String> {
     let effective = status
         .lines()
@@ -62,6 +77,12 @@ fn missing_of(status: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn other_process_ids_are_told() {
+        assert_eq!(confined_to("pid:[4026531836]"), None);
+        assert!(confined_to("pid:[4026532211]").unwrap().contains("host"));
+    }
 
     #[test]
     fn names_what_is_missing() {
