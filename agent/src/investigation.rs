@@ -87,6 +87,10 @@ pub struct Investigation {
     accounts: HashMap<TargetId, Account>,
     governor: Option<Governor>,
     live_blocks: u32,
+    /// Pause between two readings of the tables.
+    read_every: Duration,
+    /// The last of them, CLOCK_MONOTONIC.
+    read_at: Duration,
 }
 
 impl Investigation {
@@ -103,6 +107,8 @@ impl Investigation {
             accounts: HashMap::new(),
             governor: None,
             live_blocks,
+            read_every: Duration::ZERO,
+            read_at: Duration::ZERO,
         })
     }
 
@@ -324,6 +330,12 @@ impl Investigation {
         self.look_for_dangers();
         self.account_for_ourselves();
         self.sample_faults();
+        // Ticks are not quite even.
+        let now = Duration::from_nanos(kernel::monotonic_ns());
+        if now.saturating_sub(self.read_at) < self.read_every.mul_f64(0.9) {
+            return Ok(());
+        }
+        self.read_at = now;
         let live = self.read()?;
         self.choose_means(live as f64 / f64::from(self.live_blocks));
         Ok(())

@@ -135,7 +135,9 @@ impl System {
 
     fn make(directory: &Path, release: &str, kernel: &str) -> Result<()> {
         eprintln!("boot: making a minimal system with {kernel}, two minutes:");
-        let unfinished = directory.with_extension(std::process::id().to_string());
+        let mut unfinished = directory.as_os_str().to_owned();
+        unfinished.push(format!(".{}", std::process::id()));
+        let unfinished = PathBuf::from(unfinished);
         let tree = unfinished.join("tree");
         fs::create_dir_all(&unfinished)?;
         let unit = unfinished.join("job.service");

@@ -106,16 +106,7 @@ impl Investigation {
                 continue;
             };
             let step = survey.advance(&account.process, &mut self.capture, governor);
-            for address in survey.take_addresses() {
-                account.growth.block(address);
-            }
-            match step {
-                Step::Nothing => {}
-                Step::Traced(mean) => account.trace(mean),
-                Step::Resampled(mean) => account.coarsest = account.coarsest.max(mean),
-                Step::Untraced => account.untrace(),
-            }
-            account.survey = Some(survey);
+            account.step(survey, step);
         }
         let now = survey::now();
         self.accounts
@@ -128,8 +119,19 @@ impl Investigation {
 
     /// Tells the governor how the host and we ourselves are, once a second.
     pub(super) fn account_for_ourselves(&mut self) {
-        if let (Some(governor), Ok(cpu)) = (&mut self.governor, CpuClock::OURS.read()) {
-            governor.account_for(survey::now(), cpu);
+        let (Some(governor), Ok(cpu)) = (&mut self.governor, CpuClock::OURS.read()) else {
+            return;
+        };
+        let now = survey::now();
+        self.read_every = governor.account_for(now, cpu).read_every;
+        for (id, why) in governor.shed(now) {
+            let Some(account) = self.accounts.get_mut(&id) else {
+                continue;
+            };
+            if let Some(mut survey) = account.survey.take() {
+                let step = survey.shed(why, &account.process, &mut self.capture, governor);
+                account.step(survey, step);
+            }
         }
     }
 
@@ -217,6 +219,20 @@ impl Investigation {
 }
 
 impl Account {
+    /// Enters what became of its survey.
+    fn step(&mut self, mut survey: Box<Survey>, step: Step) {
+        for address in survey.take_addresses() {
+            self.growth.block(address);
+        }
+        match step {
+            Step::Nothing => {}
+            Step::Traced(mean) => self.trace(mean),
+            Step::Resampled(mean) => self.coarsest = self.coarsest.max(mean),
+            Step::Untraced => self.untrace(),
+        }
+        self.survey = Some(survey);
+    }
+
     /// All allocations are followed from now on.
     fn trace(&mut self, mean: u64) {
         self.sampling = Sampling::Fixed(mean);

@@ -286,18 +286,36 @@ impl Survey {
                     None => Step::Nothing,
                 }
             }
-            Check::Detach(close) => {
-                let traced = self.is_traced();
-                self.close(&close, process, capture, governor);
-                if traced {
-                    self.decided = None;
-                    self.note(&close.to_string());
-                    Step::Untraced
-                } else {
-                    Step::Nothing
-                }
-            }
+            Check::Detach(close) => self.detach(&close, process, capture, governor),
         }
+    }
+
+    /// Takes the probes off because our own processor time does not suffice.
+    pub(super) fn shed(
+        &mut self,
+        why: String,
+        process: &Process,
+        capture: &mut Capture,
+        governor: &mut Governor,
+    ) -> Step {
+        self.detach(&Close::Held(why), process, capture, governor)
+    }
+
+    fn detach(
+        &mut self,
+        close: &Close,
+        process: &Process,
+        capture: &mut Capture,
+        governor: &mut Governor,
+    ) -> Step {
+        let traced = self.is_traced();
+        self.close(close, process, capture, governor);
+        if !traced {
+            return Step::Nothing;
+        }
+        self.decided = None;
+        self.note(&close.to_string());
+        Step::Untraced
     }
 
     /// Ends a window, or tracing, for good reasons or bad.

@@ -105,7 +105,11 @@ impl Agent {
             read_every: READ_EVERY
                 .saturating_mul(1 << self.level.min(8))
                 .min(READ_AT_LEAST),
-            suspects: suspects.checked_shr(self.level).unwrap_or(0),
+            suspects: if self.level < MAX_LEVEL {
+                suspects.checked_shr(self.level).unwrap_or(0).max(1)
+            } else {
+                0
+            },
         }
     }
 
