@@ -1,0 +1,105 @@
+//! What being observed does to a program's answers: throughput and
+//! percentiles of latency with lingerscope against without, by turns in one
+//! run. `cargo xtask bench`, or this program with `SECONDS` per turn.
+#![expect(clippy::print_stdout, reason = "its output is its purpose")]
+
+#[path = "latency/answers.rs"]
+mod answers;
+#[path = "latency/observer.rs"]
+mod observer;
+#[path = "latency/redis.rs"]
+mod redis;
+#[path = "latency/service.rs"]
+mod service;
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::Result;
+use lingerscope::host::privilege;
+
+use self::{answers::Answers, observer::Observer, redis::Redis, service::Service};
+
+/// Length of a turn unless told otherwise. Windows come every 13 s or so.
+const TURN: u64 = 30;
+/// Turns without, and as many with.
+const TURNS: usize = 3;
+const MODES: [&str; 2] = ["survey", "trace"];
+
+/// A program that answers requests all the time.
+trait Subject {
+    const NAME: &'static str;
+
+    fn pid(&self) -> u32;
+
+    /// The answers of the next so many seconds.
+    fn answers(&mut self, turn: Duration) -> Result<Answers>;
+}
+
+fn main() -> ExitCode {
+    let seconds = std::env::args()
+        .skip(1)
+        .find_map(|word| word.parse().ok())
+        .unwrap_or(TURN);
+    match run(Duration::from_secs(seconds)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("latency: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(turn: Duration) -> Result<()> {
+    if let Some(sentence) = privilege::missing() {
+        anyhow::bail!(sentence);
+    }
+    println!(
+        "Latency, {TURNS} turns of {} s each, by turns without and with lingerscope",
+        turn.as_secs()
+    );
+    println!(
+        "| program | observed | answers/s | p50 µs | p99 µs | p99.9 µs | lingerscope, % of a core |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    compare(&mut Service::start(turn)?, turn)?;
+    if let Some(mut redis) = Redis::start()? {
+        return compare(&mut redis, turn);
+    }
+    println!("redis-server and redis-benchmark are not installed: left out");
+    Ok(())
+}
+
+fn compare<S: Subject>(subject: &mut S, turn: Duration) -> Result<()> {
+    for mode in MODES {
+        let (mut without, mut with) = (Answers::default(), Answers::default());
+        let mut share = 0.0;
+        for _ in 0..TURNS {
+            without.join(subject.answers(turn)?);
+            let observer = Observer::start(subject.pid(), mode, turn)?;
+            with.join(subject.answers(turn)?);
+            share += observer.end()? / TURNS as f64;
+        }
+        row(S::NAME, "no", &without, "");
+        row(S::NAME, mode, &with, &format!("{share:.1}"));
+        let change = |of: fn(&Answers) -> f64| (of(&with) / of(&without) - 1.0) * 100.0;
+        println!(
+            "{} under {mode}: throughput {:+.2} %, p50 {:+.1} %, p99 {:+.1} %, p99.9 {:+.1} %",
+            S::NAME,
+            change(Answers::rate),
+            change(|answers| answers.percentile(50.0)),
+            change(|answers| answers.percentile(99.0)),
+            change(|answers| answers.percentile(99.9)),
+        );
+    }
+    Ok(())
+}
+
+fn row(name: &str, observed: &str, answers: &Answers, share: &str) {
+    println!(
+        "| {name} | {observed} | {:.0} | {:.0} | {:.0} | {:.0} | {share} |",
+        answers.rate(),
+        answers.percentile(50.0),
+        answers.percentile(99.0),
+        answers.percentile(99.9),
+    );
+}
