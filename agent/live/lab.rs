@@ -124,6 +124,17 @@ pub(crate) fn plain_example(name: &str) -> Result<PathBuf> {
     Ok(plain)
 }
 
+/// An example without any symbols, as `strip = true` makes it.
+pub(crate) fn stripped_example(name: &str) -> Result<PathBuf> {
+    let stripped = path(&format!("{name}-stripped"))?;
+    let _making = making();
+    if !stripped.exists() {
+        let mut strip = Command::new("strip");
+        run(strip.arg(example(name)?).arg("-o").arg(&stripped))?;
+    }
+    Ok(stripped)
+}
+
 /// Compiles `source` of agent/live/programs to the lab's `name`, once.
 pub(crate) fn compile(
     compiler: &str,

@@ -1,6 +1,10 @@
 //! The example server, started with drawn parameters.
 
-use std::{path::PathBuf, thread, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use anyhow::Result;
 
@@ -44,7 +48,20 @@ impl Server {
         alone: Duration,
     ) -> Result<Self> {
         let load = Load::draw(random);
-        Self::start_with(&load, example, arguments, alone)
+        let program = lab::plain_example(example)?;
+        Self::start_with(&load, &program, arguments, alone)
+    }
+
+    /// The same without any symbols.
+    pub(crate) fn start_stripped(
+        example: &str,
+        arguments: &[&str],
+        random: &mut Random,
+        alone: Duration,
+    ) -> Result<Self> {
+        let load = Load::draw(random);
+        let program = lab::stripped_example(example)?;
+        Self::start_with(&load, &program, arguments, alone)
     }
 
     /// The same with so little traffic that windows are affordable often.
@@ -59,13 +76,20 @@ impl Server {
             size: random.log_uniform(1000, 10_000),
             workers: random.uniform(1, 4),
         };
-        Self::start_with(&load, example, arguments, alone)
+        let program = lab::plain_example(example)?;
+        Self::start_with(&load, &program, arguments, alone)
     }
 
-    fn start_with(load: &Load, example: &str, arguments: &[&str], alone: Duration) -> Result<Self> {
+    fn start_with(
+        load: &Load,
+        program: &Path,
+        arguments: &[&str],
+        alone: Duration,
+    ) -> Result<Self> {
         let truth = lab::fresh("truth")?;
         let drawn = format!(
-            "{example} {} --rate {} --size {} --workers {}, attached after {:.1} s",
+            "{} {} --rate {} --size {} --workers {}, attached after {:.1} s",
+            program.display(),
             arguments.join(" "),
             load.rate,
             load.size,
@@ -81,7 +105,7 @@ impl Server {
         let mut all = arguments.to_vec();
         all.extend(["--rate", &rate, "--size", &size, "--workers", &workers]);
         all.extend(["--seconds", "300", "--truth", &truth_argument]);
-        let program = Program::start(&lab::plain_example(example)?, &all)?;
+        let program = Program::start(program, &all)?;
         thread::sleep(alone);
         Ok(Self {
             program,

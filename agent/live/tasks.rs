@@ -209,12 +209,7 @@ fn same_tasks() -> Result<()> {
 }
 
 fn stripped() -> Result<()> {
-    let path = lab::path("tasks-stripped")?;
-    if !path.exists() {
-        let mut strip = Command::new("strip");
-        lab::run(strip.arg(lab::example("tasks")?).arg("-o").arg(&path))?;
-    }
-    let program = Program::start(&path, &["50"])?;
+    let program = Program::start(&lab::stripped_example("tasks")?, &["50"])?;
     let document = Answer::document(program.pid())?;
     confirmed(&document)?;
     let types = types(&document)?;

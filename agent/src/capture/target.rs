@@ -28,7 +28,10 @@ use crate::{
         kernel,
         process::{self, Process},
     },
-    tokio_rt::current_task::{self, TaskIds},
+    tokio_rt::{
+        confirmation::{Belief, Confirmation},
+        current_task::{self, TaskIds},
+    },
 };
 
 /// How long a command is looked at without a sign after its exec.
@@ -110,6 +113,9 @@ pub struct Target {
     pub allocators: Vec<Allocator>,
     /// How task ids are read.
     pub tasks: TaskIds,
+    confirmation: Confirmation,
+    /// It is a command before its exec: a child of ours that runs our program.
+    is_ourselves: bool,
     method: Method,
     links: Vec<Links>,
     /// Probes are to be on now.
@@ -172,6 +178,8 @@ impl Target {
             space,
             allocators: Vec::new(),
             tasks,
+            confirmation: Confirmation::default(),
+            is_ourselves: !place.upcoming.is_empty(),
             method: place.method,
             links: Vec::new(),
             open: place.probing == Probing::Always,
@@ -197,7 +205,10 @@ impl Target {
             }),
             // The pid could have gone to another process meanwhile.
             Ok(()) if !target.process.is_running() => Err(Refusal::Gone(pid)),
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                target.try_task_ids(object);
+                Ok(())
+            }
             Err(error) => Err(gone(error)),
         }
         .inspect_err(|_| {
@@ -309,10 +320,12 @@ impl Target {
     /// The process runs another program: nothing known of its memory holds.
     pub(super) fn restart(&mut self) {
         self.executed = true;
+        self.is_ourselves = false;
         self.stale_records = true;
         self.started = Instant::now();
         self.space = AddressSpace::default();
         self.tasks = TaskIds::default();
+        self.confirmation = Confirmation::default();
         self.allocators.clear();
         if let Ok(process) = Process::of(self.process.pid) {
             self.process = process;
@@ -361,6 +374,7 @@ impl Target {
         if self.over {
             return;
         }
+        self.try_task_ids(object);
         // A process may set a filter at any time.
         if let Err(refusal) = dangers.check_seccomp(&self.process) {
             self.refuse(object, refusal);
@@ -416,16 +430,16 @@ impl Target {
                 self.refuse(object, refusal);
                 return Ok(());
             }
-            if self.tasks.recipe.kind == TaskIdRecipe::KIND_NONE {
+            let refuted = matches!(self.tasks.belief, Belief::Refuted(_));
+            if self.tasks.recipe.kind == TaskIdRecipe::KIND_NONE && !refuted {
+                let belief = std::mem::take(&mut self.tasks.belief);
                 self.tasks = current_task::find(
                     self.process.pid,
                     &process::exe_path(&self.process),
                     &self.space,
                 );
-                let mut slot = self.slot_value(object)?;
-                slot.task_id = self.tasks.recipe;
-                // SAFETY: the map's own types.
-                unsafe { bpf::update(object.map("TARGETS")?, &self.slot, &slot) }?;
+                self.tasks.belief = belief;
+                self.publish_task_ids(object)?;
             }
             self.attach_new_files(object, Vec::new())
         });
@@ -433,6 +447,35 @@ impl Target {
             // Most often the process has just ended, which is reported apart.
             tracing::debug!(pid = self.process.pid, error = %format_args!("{error:#}"), "cannot look at the mappings again");
         }
+    }
+
+    /// Has the process show whether what is read are task ids; a stripped
+    /// file's recipe is found this way.
+    fn try_task_ids(&mut self, object: &Object) {
+        // A command runs our own program until its exec.
+        if self.over || self.is_ourselves || !self.tasks.are_open() {
+            return;
+        }
+        let Some(verdict) = self.confirmation.tend(&self.process) else {
+            return;
+        };
+        tracing::debug!(pid = self.process.pid, ?verdict, "trial of task ids");
+        let before = self.tasks.recipe;
+        self.tasks.settle(verdict);
+        if self.tasks.recipe == before {
+            return;
+        }
+        if let Err(error) = self.publish_task_ids(object) {
+            tracing::debug!(error = %format_args!("{error:#}"), "the kernel is not told of task ids");
+        }
+    }
+
+    fn publish_task_ids(&self, object: &Object) -> Result<()> {
+        let mut slot = self.slot_value(object)?;
+        slot.task_id = self.tasks.recipe;
+        // SAFETY: the map's own types.
+        unsafe { bpf::update(object.map("TARGETS")?, &self.slot, &slot) }?;
+        Ok(())
     }
 
     /// Writes the target to the kernel's table, before any probe runs.

@@ -15,6 +15,7 @@ use crate::{
     symbols::Symbols,
     tokio_rt::{
         boundary::{self, Polled},
+        confirmation::Belief,
         current_task::TaskIds,
     },
 };
@@ -82,7 +83,8 @@ pub(super) fn describe(
     };
     let mut findings = outcome.findings;
     let mut not_leaks = outcome.not_leaks;
-    let ids_agree = surveyed.is_some() || task_ids_agree(account, &stacks);
+    let ids_agree =
+        target.is_some_and(|target| are_task_ids(&target.tasks.belief, account, &stacks));
     if !ids_agree {
         findings
             .iter_mut()
@@ -195,10 +197,11 @@ fn tokio<'a>(
 ) -> Tokio {
     let read = ids.recipe.kind != TaskIdRecipe::KIND_NONE;
     let named = findings.any(|finding| !finding.tasks.is_empty());
-    let why_not = if read && !ids_agree {
-        Some("what was read as task ids does not fit the stacks".to_owned())
-    } else {
-        ids.why_not.clone()
+    let why_not = match &ids.belief {
+        Belief::Unsettled(why) if read && !ids_agree => Some(format!("unconfirmed: {why}")),
+        _ if read && !ids_agree => Some("nothing shows that what was read are task ids".to_owned()),
+        Belief::Unsettled(why) => ids.why_not.as_ref().map(|file| format!("{file}: {why}")),
+        _ => ids.why_not.clone(),
     };
     Tokio {
         runtimes: None,
@@ -212,8 +215,22 @@ fn tokio<'a>(
     }
 }
 
-/// Whether the ids that were read fit the stacks: what is allocated while a
-/// task is polled has one.
+/// Whether what was read as task ids is believed.
+fn are_task_ids(
+    belief: &Belief,
+    account: &Account,
+    stacks: &BTreeMap<StackId, analysis::Stack>,
+) -> bool {
+    match belief {
+        Belief::Confirmed => true,
+        Belief::Refuted(_) => false,
+        // No thread polled while it was looked at: the stacks may tell.
+        Belief::Open | Belief::Unsettled(_) => task_ids_agree(account, stacks),
+    }
+}
+
+/// Whether the stacks show that what was read are task ids: what is allocated
+/// while a task is polled has one.
 fn task_ids_agree(account: &Account, stacks: &BTreeMap<StackId, analysis::Stack>) -> bool {
     let polled: HashSet<StackId> = stacks
         .iter()
@@ -231,7 +248,7 @@ fn task_ids_agree(account: &Account, stacks: &BTreeMap<StackId, analysis::Stack>
         .iter()
         .filter(|block| polled.contains(&block.stack));
     let (with, without): (Vec<_>, Vec<_>) = blocks.partition(|block| block.task.is_some());
-    without.len() * 10 <= with.len() + without.len()
+    !with.is_empty() && without.len() * 10 <= with.len() + without.len()
 }
 
 /// What a stack was polling, by the names of its functions; inlined ones have

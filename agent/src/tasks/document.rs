@@ -264,7 +264,9 @@ fn counts(table: &Table) -> Counts {
 
 fn module(module: &Module) -> ModuleEntry {
     let (task_id, source, threads, why_not) = match &module.task_ids {
-        TaskIds::Confirmed { source, threads } => ("confirmed", Some(*source), *threads, None),
+        TaskIds::Confirmed {
+            source, threads, ..
+        } => ("confirmed", Some(*source), *threads, None),
         TaskIds::Unconfirmed(why) => ("unconfirmed", None, 0, Some(Text::sentence(why))),
         TaskIds::Unknown(why) => ("unknown", None, 0, Some(Text::sentence(why))),
     };
@@ -407,6 +409,7 @@ pub(super) mod tests {
                 task_ids: TaskIds::Confirmed {
                     source: Source::Guard,
                     threads: 2,
+                    recipe: agent_ebpf::abi::heap::TaskIdRecipe::default(),
                 },
             }],
             types: vec![

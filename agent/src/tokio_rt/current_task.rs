@@ -4,7 +4,10 @@ use std::path::Path;
 
 use agent_ebpf::abi::heap::TaskIdRecipe;
 
-use super::tls::{Block, Recipe, WhyNot};
+use super::{
+    confirmation::{Belief, Verdict},
+    tls::{Block, Recipe, WhyNot},
+};
 use crate::{
     capture::address_space::AddressSpace,
     host::{mapping, memory::Memory},
@@ -19,6 +22,32 @@ pub struct TaskIds {
     pub tokio: bool,
     /// Why ids cannot be read.
     pub why_not: Option<String>,
+    /// Whether what is read are task ids.
+    pub belief: Belief,
+}
+
+impl TaskIds {
+    /// Whether a trial can tell more than is known.
+    pub fn are_open(&self) -> bool {
+        self.tokio && matches!(self.belief, Belief::Open | Belief::Unsettled(_))
+    }
+
+    /// Enters what a trial has shown.
+    pub fn settle(&mut self, verdict: Verdict) {
+        self.belief = match verdict {
+            Verdict::Confirmed(recipe) => {
+                self.recipe = recipe;
+                self.why_not = None;
+                Belief::Confirmed
+            }
+            Verdict::Refuted(why) => {
+                self.recipe = TaskIdRecipe::default();
+                self.why_not.get_or_insert_with(|| why.clone());
+                Belief::Refuted(why)
+            }
+            Verdict::Unsettled(why) => Belief::Unsettled(why),
+        };
+    }
 }
 
 /// Looks for Tokio in a process's files. The main executable's copy is taken
@@ -57,7 +86,7 @@ pub fn find(pid: u32, exe: &Path, space: &AddressSpace) -> TaskIds {
                 return TaskIds {
                     recipe,
                     tokio: true,
-                    why_not: None,
+                    ..TaskIds::default()
                 };
             }
             Err(why) => {

@@ -16,6 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use agent_ebpf::abi::heap::TaskIdRecipe;
+
 use self::{modules::OpenModule, threads::Threads};
 use super::{
     acceptance::{self, Known, Outcome},
@@ -86,6 +88,8 @@ pub enum TaskIds {
         source: tls::Source,
         /// Threads on which that was seen.
         threads: usize,
+        /// For the kernel programs.
+        recipe: TaskIdRecipe,
     },
     /// It may be; nothing shows it.
     Unconfirmed(&'static str),
@@ -172,7 +176,20 @@ pub enum WhyNot {
 /// # Errors
 /// Why there is none.
 pub fn read(process: &Process) -> Result<Table, WhyNot> {
-    match read_running(process) {
+    read_all(process, true)
+}
+
+/// Only the files with Tokio in them, and whether the current task's id can
+/// be read: what naming takes is saved.
+///
+/// # Errors
+/// As [`read`].
+pub fn modules(process: &Process) -> Result<Vec<Module>, WhyNot> {
+    read_all(process, false).map(|table| table.modules)
+}
+
+fn read_all(process: &Process, with_tasks: bool) -> Result<Table, WhyNot> {
+    match read_running(process, with_tasks) {
         Err(WhyNot::Unreadable(error))
             if error.kind() == io::ErrorKind::NotFound || !process.is_running() =>
         {
@@ -182,7 +199,7 @@ pub fn read(process: &Process) -> Result<Table, WhyNot> {
     }
 }
 
-fn read_running(process: &Process) -> Result<Table, WhyNot> {
+fn read_running(process: &Process, with_tasks: bool) -> Result<Table, WhyNot> {
     let (modules, unread) = modules::open(process)?;
     if let Some(why) = modules::why_none(&modules, &unread) {
         return Err(why);
@@ -228,7 +245,27 @@ fn read_running(process: &Process) -> Result<Table, WhyNot> {
         // What looked like vtables were none.
         return Err(WhyNot::NoTokio);
     }
-    fill(&mut table, &heap, process, &modules, &threads, &cells);
+    for (index, module) in modules.iter().enumerate() {
+        let own: Vec<&Sighting> = cells
+            .iter()
+            .filter(|seen| seen.vtable.module == index)
+            .collect();
+        if own.is_empty() && !module.is_certain() {
+            continue;
+        }
+        let (task_ids, running) = accepted(&heap, process, module, &threads, &own);
+        table.modules.push(Module {
+            path: module.path().to_owned(),
+            build_id: module.build_id(),
+            version: module.file.version.clone(),
+            task_ids,
+        });
+        if with_tasks {
+            let aligned = is_aligned(Some(module), index, &cells);
+            add_tasks(&mut table, module, aligned, &own, &running);
+        }
+    }
+    table.tasks.sort_by_key(|task| (task.kind, task.id));
     Ok(table)
 }
 
@@ -289,74 +326,57 @@ fn cell_bytes(vtable: &Vtable, minor: Option<u32>, aligned: bool) -> u64 {
     (vtable.trailer + trailer).next_multiple_of(align)
 }
 
-fn fill(
+/// Adds the types and tasks of the module that was added last. `running` tells
+/// which thread polls which task.
+fn add_tasks(
     table: &mut Table,
-    heap: &Heap,
-    process: &Process,
-    modules: &[OpenModule],
-    threads: &Threads,
-    cells: &[Sighting],
+    module: &OpenModule,
+    aligned: bool,
+    own: &[&Sighting],
+    running: &BTreeMap<u32, u64>,
 ) {
-    for (index, module) in modules.iter().enumerate() {
-        let own: Vec<&Sighting> = cells
-            .iter()
-            .filter(|seen| seen.vtable.module == index)
-            .collect();
-        if own.is_empty() && !module.is_certain() {
+    let polled_by: HashMap<u64, u32> = running
+        .iter()
+        .map(|(thread, task)| (*task, *thread))
+        .collect();
+    let (questions, order) = questions(module, own);
+    let answers = module.name(&questions);
+    let shown = table.modules.len().saturating_sub(1);
+    let mut kinds: BTreeMap<(usize, Option<u64>), usize> = BTreeMap::new();
+    for seen in own {
+        let Some(place) = order.get(&seen.vtable.vtable).copied() else {
             continue;
-        }
-        let (task_ids, running) = accepted(heap, process, module, threads, &own);
-        let polled_by: HashMap<u64, u32> = running
-            .into_iter()
-            .map(|(thread, task)| (task, thread))
-            .collect();
-        let (questions, order) = questions(module, &own);
-        let answers = module.name(&questions);
-        let shown = table.modules.len();
-        table.modules.push(Module {
-            path: module.path().to_owned(),
-            build_id: module.build_id(),
-            version: module.file.version.clone(),
-            task_ids,
+        };
+        let object = object(module, &answers, place, &questions, seen);
+        let kind = *kinds.entry((place, object)).or_insert_with(|| {
+            let mut kind = future_type(
+                (shown, aligned, module.minor()),
+                &questions,
+                &answers,
+                (place, object),
+            );
+            // A future is in its owner's list from the moment it is spawned;
+            // work of the blocking pool never is.
+            if kind.name.is_unknown() && seen.cell.owner == 0 {
+                kind.name.kind = Kind::Blocking;
+            }
+            table.types.push(kind);
+            table.types.len() - 1
         });
-        let aligned = is_aligned(Some(module), index, cells);
-        let mut kinds: BTreeMap<(usize, Option<u64>), usize> = BTreeMap::new();
-        for seen in own {
-            let Some(place) = order.get(&seen.vtable.vtable).copied() else {
-                continue;
-            };
-            let object = object(module, &answers, place, &questions, seen);
-            let kind = *kinds.entry((place, object)).or_insert_with(|| {
-                let mut kind = future_type(
-                    (shown, aligned, module.minor()),
-                    &questions,
-                    &answers,
-                    (place, object),
-                );
-                // A future is in its owner's list from the moment it is
-                // spawned; work of the blocking pool never is.
-                if kind.name.is_unknown() && seen.cell.owner == 0 {
-                    kind.name.kind = Kind::Blocking;
-                }
-                table.types.push(kind);
-                table.types.len() - 1
-            });
-            let spawned_at = seen.cell.spawn_location.and_then(|address| {
-                let linked = address.wrapping_sub(module.bias);
-                answers.spawn_locations.get(&linked).cloned()
-            });
-            table.tasks.push(Task {
-                kind,
-                id: seen.cell.id,
-                state: seen.cell.state,
-                owner: seen.cell.owner,
-                address: seen.address,
-                thread: polled_by.get(&seen.cell.id).copied(),
-                spawned_at,
-            });
-        }
+        let spawned_at = seen.cell.spawn_location.and_then(|address| {
+            let linked = address.wrapping_sub(module.bias);
+            answers.spawn_locations.get(&linked).cloned()
+        });
+        table.tasks.push(Task {
+            kind,
+            id: seen.cell.id,
+            state: seen.cell.state,
+            owner: seen.cell.owner,
+            address: seen.address,
+            thread: polled_by.get(&seen.cell.id).copied(),
+            spawned_at,
+        });
     }
-    table.tasks.sort_by_key(|task| (task.kind, task.id));
 }
 
 /// Whether the recipes of a file hold in this process.
@@ -385,11 +405,15 @@ fn accepted(
     let module_id = module.module_id(process.pid);
     match acceptance::accept(heap, &threads.known, recipes, module_id, &known) {
         Outcome::Confirmed { recipe, running } => {
-            let confirmed = TaskIds::Confirmed {
-                source: recipe.source,
-                threads: running.len(),
+            let ids = match recipe.for_kernel(module_id) {
+                Some(for_kernel) => TaskIds::Confirmed {
+                    source: recipe.source,
+                    threads: running.len(),
+                    recipe: for_kernel,
+                },
+                None => TaskIds::Unknown("its module id makes no sense".to_owned()),
             };
-            (confirmed, running)
+            (ids, running)
         }
         Outcome::Silent if threads.known.is_empty() => (
             TaskIds::Unconfirmed("no thread's local storage was found"),

@@ -4,8 +4,8 @@
 //! The variable's place in the module's thread-local block is in the symbol
 //! table, the block's place is fixed by the ABI, and the id's place in the
 //! variable is told by debug information or by the code that exchanges it.
-//! A recipe is a claim: what it reads is compared with the stacks that it was
-//! read under before it is believed (`inspect::report`).
+//! A recipe is a claim: it is tried on the running process before it is
+//! believed ([`super::acceptance`]).
 
 mod access;
 mod dwarf;
