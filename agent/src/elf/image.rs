@@ -19,8 +19,14 @@ use super::Elf;
 
 const LE: LittleEndian = LittleEndian;
 
-/// Largest data segment that is read.
-const MAX_SEGMENT: u64 = 256 << 20;
+/// Most data that is read, all segments together.
+const MAX_DATA: u64 = 256 << 20;
+/// Segments of one file: linkers make a handful.
+const MAX_SEGMENTS: usize = 64;
+/// Relocations of the packed form that are looked at.
+const MAX_PACKED: usize = 8 << 20;
+/// Sections of them.
+const MAX_PACKED_SECTIONS: usize = 4;
 /// Pointers kept per file.
 const MAX_POINTERS: usize = 4 << 20;
 
@@ -58,6 +64,7 @@ impl<'elf, 'data, R: ReadRef<'data>> Image<'elf, 'data, R> {
             pointers: Vec::new(),
             fixed: elf.elf_header().e_type(LE) == ET_EXEC,
         };
+        let mut left = MAX_DATA;
         for segment in elf.elf_program_headers() {
             if segment.p_type(LE) != PT_LOAD {
                 continue;
@@ -65,12 +72,16 @@ impl<'elf, 'data, R: ReadRef<'data>> Image<'elf, 'data, R> {
             let start = segment.p_vaddr(LE);
             let span = start..start.saturating_add(segment.p_memsz(LE));
             if segment.p_flags(LE) & PF_X != 0 {
+                if image.code.len() >= MAX_SEGMENTS {
+                    return None;
+                }
                 image.code.push(span);
                 continue;
             }
             image.spans.push(span);
             let size = segment.p_filesz(LE);
-            if size > MAX_SEGMENT {
+            left = left.checked_sub(size)?;
+            if image.data.len() >= MAX_SEGMENTS {
                 return None;
             }
             let contents = elf.data().read_bytes_at(segment.p_offset(LE), size);
@@ -174,6 +185,7 @@ impl<'elf, 'data, R: ReadRef<'data>> Image<'elf, 'data, R> {
     }
 
     fn collect_relocated(&mut self) -> Option<()> {
+        let mut packed = MAX_PACKED;
         for relocation in super::relocations(self.elf) {
             let base = match relocation.kind {
                 R_X86_64_RELATIVE => 0,
@@ -190,14 +202,15 @@ impl<'elf, 'data, R: ReadRef<'data>> Image<'elf, 'data, R> {
                 base.wrapping_add(relocation.addend as u64),
             )?;
         }
-        for section in self.elf.elf_section_table().iter() {
-            if section.sh_type(LE) != SHT_RELR || section.sh_size(LE) > super::MAX_SECTION {
-                continue;
-            }
+        let sections = self.elf.elf_section_table().iter().filter(|section| {
+            section.sh_type(LE) == SHT_RELR && section.sh_size(LE) <= super::MAX_SECTION
+        });
+        for section in sections.take(MAX_PACKED_SECTIONS) {
             let Ok(Some(places)) = section.relr(LE, self.elf.data()) else {
                 continue;
             };
             for place in places {
+                packed = packed.checked_sub(1)?;
                 if let Some(target) = self.word(place) {
                     self.push(place, target)?;
                 }

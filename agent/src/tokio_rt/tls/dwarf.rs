@@ -1,5 +1,7 @@
 //! The current task id's place in Tokio's context, told by debug information.
 
+use std::time::{Duration, Instant};
+
 use gimli::{
     Abbreviations, AttributeValue, DebugAbbrev, DebugInfo, DebugStr, EndianSlice, LittleEndian,
     UnitHeader,
@@ -13,6 +15,8 @@ type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Debug information that is read at most, all sections together.
 const MAX_BYTES: u64 = 160 << 20;
+/// Time after which the rest is left unread.
+const MAX_TIME: Duration = Duration::from_secs(10);
 /// Part of the name of the units that hold Tokio's own code.
 const TOKIO: &[u8] = b"tokio";
 /// Entries looked at.
@@ -75,9 +79,13 @@ impl Search {
         let mut left = MAX_ENTRIES;
         // Tokio's own units come first: they hold what is looked for, and the
         // rest need not be read.
+        let end = Instant::now() + MAX_TIME;
         for own in [true, false] {
             let mut headers = sections.info.units();
-            while let (Ok(Some(header)), true) = (headers.next(), left > 0 && !search.is_done()) {
+            while let Ok(Some(header)) = headers.next() {
+                if left == 0 || search.is_done() || Instant::now() >= end {
+                    break;
+                }
                 // A damaged unit leaves the others to be read.
                 let _ = search.unit(sections, &header, own, &mut left);
             }
