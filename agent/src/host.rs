@@ -5,6 +5,7 @@
 
 pub mod arguments;
 pub mod btf;
+pub mod cache;
 pub mod cgroup;
 pub mod counting;
 pub mod cpu_clock;

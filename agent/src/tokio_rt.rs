@@ -2,11 +2,14 @@
 //! tasks, and names of tasks in stacks.
 
 pub mod acceptance;
+pub mod await_point;
 pub mod boundary;
 pub mod cell;
+pub mod confirmation;
 pub mod current_task;
 pub mod file;
 pub mod future_name;
+pub mod record;
 pub mod sighting;
 pub mod source_location;
 pub mod table;

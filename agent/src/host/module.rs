@@ -23,6 +23,8 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use object::{LittleEndian, Object as _, ReadCache, read::elf::ElfFile64};
 
+use serde::{Deserialize, Serialize};
+
 use super::mapping::Mapping;
 
 /// Larger files are not read: nothing sane maps them as code.
@@ -40,6 +42,20 @@ pub struct ModuleId {
     pub device: (u32, u32),
     /// Inode.
     pub inode: u64,
+}
+
+/// What tells one state of one file from every other: the kernel sets the
+/// time of change whenever a file is written, and nobody else can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Bytes.
+    pub size: u64,
+    /// Device, as `stat` tells it.
+    pub device: u64,
+    /// Inode.
+    pub inode: u64,
+    /// Seconds and nanoseconds since the epoch.
+    pub changed: (i64, i64),
 }
 
 /// An opened file of a process.
@@ -127,6 +143,17 @@ impl Module {
         let elf = Elf::parse(&cache)
             .with_context(|| format!("{} is no 64-bit ELF file", self.path.display()))?;
         read(&elf)
+    }
+
+    /// The file's present state; `None` when it cannot be told.
+    pub fn stamp(&self) -> Option<Stamp> {
+        let metadata = self.file.metadata().ok()?;
+        Some(Stamp {
+            size: metadata.len(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
     }
 
     /// A path to exactly this file, whatever has become of its name; valid in

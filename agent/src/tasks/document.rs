@@ -151,6 +151,9 @@ pub(super) struct TaskEntry {
     pub(super) thread: Option<u32>,
     /// Where it was spawned, in builds with `tokio_unstable`.
     spawned_at: Option<Text>,
+    /// `file:line` of the `.await` that it is suspended at, in builds with
+    /// debug information.
+    pub(super) waits_at: Option<Text>,
     /// Seconds since it was spawned.
     age_s: Option<f64>,
     /// Seconds since it was last polled.
@@ -176,6 +179,8 @@ pub(super) struct Reading {
     threads_found: usize,
     /// Tasks beyond what is kept.
     pub(super) dropped_tasks: u64,
+    /// Remembered analyses that were damaged or not ours.
+    cache_ignored: u64,
     /// Files that could not be looked at.
     pub(super) unread_files: Vec<UnreadFile>,
 }
@@ -341,6 +346,10 @@ fn task_entry(task: &Task) -> TaskEntry {
             .spawned_at
             .as_ref()
             .map(|location| Text::name(location.to_string())),
+        waits_at: task
+            .waits_at
+            .as_ref()
+            .map(|line| Text::name(line.to_string())),
         age_s: None,
         idle_s: None,
         bytes: None,
@@ -356,6 +365,7 @@ fn reading(table: &Table) -> Reading {
         threads: table.threads.0,
         threads_found: table.threads.1,
         dropped_tasks: table.dropped,
+        cache_ignored: table.cache_ignored,
         unread_files: table
             .unread
             .iter()
@@ -400,6 +410,12 @@ pub(super) mod tests {
             address: 0x7000 + id * 256,
             thread: (state & 1 != 0).then_some(99),
             spawned_at: None,
+            waits_at: (kind == 1).then(|| {
+                std::sync::Arc::new(crate::tokio_rt::await_point::SourceLine {
+                    file: "src/main.rs".to_owned(),
+                    line: 14,
+                })
+            }),
         };
         let table = Table {
             modules: vec![Module {

@@ -17,6 +17,8 @@ use crate::{
 
 /// Types that are listed.
 const MAX_TYPES: usize = 200;
+/// Places that tasks of one type wait at, the most frequent.
+const MAX_POINTS: usize = 3;
 /// Ids of one type that are listed: the oldest and the newest.
 const OLDEST: usize = 6;
 const NEWEST: usize = 3;
@@ -170,7 +172,18 @@ fn write_type(entry: &TypeEntry, style: Style, out: &mut impl Write) -> io::Resu
         entry.cell_bytes,
         ids(entry)
     );
-    writeln!(out, "{:>22} {}", "", style.faint(&detail))
+    writeln!(out, "{:>22} {}", "", style.faint(&detail))?;
+    let mut points: BTreeMap<&str, usize> = BTreeMap::new();
+    for point in entry.tasks.iter().filter_map(|task| task.waits_at.as_ref()) {
+        *points.entry(point.as_str()).or_default() += 1;
+    }
+    let mut points: Vec<(&str, usize)> = points.into_iter().collect();
+    points.sort_by_key(|(_, number)| std::cmp::Reverse(*number));
+    for (point, number) in points.iter().take(MAX_POINTS) {
+        let waiting = format!("{} in .await at {point}", count(*number as f64));
+        writeln!(out, "{:>22} {}", "", style.faint(&waiting))?;
+    }
+    Ok(())
 }
 
 /// `ids 4, 5, 6 … 90, 91`; the thread of a running one in brackets.

@@ -162,6 +162,8 @@ fn judged(modules: &[Module]) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
     use crate::tokio_rt::tls::Source;
 
@@ -201,11 +203,12 @@ mod tests {
 
     #[test]
     fn a_process_without_tasks_settles_nothing_and_is_not_tried_for_ever() {
-        let me = Process::of(std::process::id()).unwrap();
+        let mut sleep = Command::new("sleep").arg("30").spawn().unwrap();
+        let process = Process::of(sleep.id()).unwrap();
         let mut trials = Confirmation::default();
         let mut verdicts = Vec::new();
         for _ in 0..2000 {
-            verdicts.extend(trials.tend(&me));
+            verdicts.extend(trials.tend(&process));
             if verdicts.len() == 1 {
                 break;
             }
@@ -218,7 +221,9 @@ mod tests {
         assert!(trials.due > Instant::now() && trials.trials == 1);
         trials.trials = MAX_TRIALS;
         trials.due = Instant::now();
-        assert_eq!(trials.tend(&me), None);
+        assert_eq!(trials.tend(&process), None);
         assert!(trials.answer.is_none());
+        sleep.kill().unwrap();
+        sleep.wait().unwrap();
     }
 }

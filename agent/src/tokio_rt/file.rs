@@ -9,6 +9,7 @@ use std::{
 use object::read::ReadRef;
 
 use super::{
+    await_point::{self, AwaitPoints},
     cell::STAGE_WORDS,
     future_name::{self, FutureName, Namer},
     source_location::SourceLocation,
@@ -99,11 +100,17 @@ pub struct Answers {
     pub objects: BTreeMap<u64, FutureName>,
     /// By address.
     pub spawn_locations: BTreeMap<u64, SourceLocation>,
+    /// Where futures may be suspended, by the addresses of their vtables; with
+    /// debug information.
+    pub await_points: BTreeMap<u64, AwaitPoints>,
 }
 
 /// Names futures.
 pub fn name<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>, questions: &Questions) -> Answers {
-    let mut answers = Answers::default();
+    let mut answers = Answers {
+        await_points: await_point::find(elf, &questions.vtables),
+        ..Answers::default()
+    };
     let Some(image) = Image::of(elf) else {
         answers
             .names

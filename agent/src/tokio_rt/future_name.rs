@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use object::read::ReadRef;
+use serde::{Deserialize, Serialize};
 
 use super::{
     boundary::{self, Polled},
@@ -39,7 +40,7 @@ const HOLDERS: [&str; 3] = [
 const POLL: &str = "tokio::runtime::task::raw::poll::<";
 
 /// What a future is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FutureName {
     /// Its type in full, as the symbol spells it.
     pub full: Option<String>,
@@ -54,7 +55,9 @@ pub struct FutureName {
 }
 
 /// Whose work a task does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub enum Kind {
     /// A spawned future.
     #[default]
@@ -66,6 +69,21 @@ pub enum Kind {
 }
 
 impl FutureName {
+    /// Whether it is no longer than names are cut to.
+    pub fn is_bounded(&self) -> bool {
+        let texts = self
+            .full
+            .iter()
+            .chain(&self.short)
+            .chain(&self.alternatives);
+        self.alternatives.len() <= MAX_ALTERNATIVES
+            && texts.into_iter().all(|text| text.len() <= MAX_SYMBOL)
+            && self
+                .location
+                .as_ref()
+                .is_none_or(SourceLocation::is_bounded)
+    }
+
     /// Whether no symbol tells anything of it.
     pub fn is_unknown(&self) -> bool {
         self.full.is_none() && self.alternatives.is_empty() && self.kind == Kind::Future

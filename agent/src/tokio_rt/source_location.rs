@@ -6,6 +6,7 @@
 //! function that says it can be recognized.
 
 use object::read::ReadRef;
+use serde::{Deserialize, Serialize};
 
 use super::task_code::{Load, Reached, TaskCode};
 use crate::elf::image::Image;
@@ -29,7 +30,7 @@ const LIBRARIES: [&str; 5] = [
 ];
 
 /// A place in the source.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SourceLocation {
     /// As the compiler was given it.
     pub file: String,
@@ -46,6 +47,11 @@ impl std::fmt::Display for SourceLocation {
 }
 
 impl SourceLocation {
+    /// Whether it is such as is believed.
+    pub fn is_bounded(&self) -> bool {
+        self.file.len() as u64 <= MAX_PATH && self.line <= MAX_LINE && self.column <= MAX_COLUMN
+    }
+
     /// Whether it is in a library and not in the program's own code.
     pub fn is_library(&self) -> bool {
         self.file.starts_with("library/") || LIBRARIES.iter().any(|part| self.file.contains(part))

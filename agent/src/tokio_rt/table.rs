@@ -7,20 +7,23 @@
 //! cells that are being made, so stacks are left out.
 
 mod modules;
+mod suspension;
 mod threads;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use agent_ebpf::abi::heap::TaskIdRecipe;
 
-use self::{modules::OpenModule, threads::Threads};
+use self::{modules::OpenModule, suspension::Suspensions, threads::Threads};
 use super::{
     acceptance::{self, Known, Outcome},
+    await_point::SourceLine,
     cell::{self, State},
     file::{self, Answers, Questions},
     future_name::{FutureName, Kind},
@@ -30,6 +33,7 @@ use super::{
     vtable::Vtable,
 };
 use crate::host::{
+    cache::Cache,
     heap::{Heap, Scanned},
     mapping,
     memory::MAX_PIECE,
@@ -64,6 +68,8 @@ pub struct Table {
     pub dropped: u64,
     /// Mapped files that could not be looked at, each with the reason.
     pub unread: Vec<(PathBuf, String)>,
+    /// Remembered analyses that were not believed.
+    pub cache_ignored: u64,
 }
 
 /// A file with Tokio in it.
@@ -129,6 +135,9 @@ pub struct Task {
     pub thread: Option<u32>,
     /// Where it was spawned; unstable builds tell.
     pub spawned_at: Option<SourceLocation>,
+    /// The `.await` that it is suspended at; builds with debug information
+    /// tell.
+    pub waits_at: Option<Arc<SourceLine>>,
 }
 
 /// Why there is no table.
@@ -200,7 +209,8 @@ fn read_all(process: &Process, with_tasks: bool) -> Result<Table, WhyNot> {
 }
 
 fn read_running(process: &Process, with_tasks: bool) -> Result<Table, WhyNot> {
-    let (modules, unread) = modules::open(process)?;
+    let cache = Cache::open();
+    let (modules, unread) = modules::open(process, cache.as_ref())?;
     if let Some(why) = modules::why_none(&modules, &unread) {
         return Err(why);
     }
@@ -262,10 +272,17 @@ fn read_running(process: &Process, with_tasks: bool) -> Result<Table, WhyNot> {
         });
         if with_tasks {
             let aligned = is_aligned(Some(module), index, &cells);
-            add_tasks(&mut table, module, aligned, &own, &running);
+            let own = Own {
+                heap: &heap,
+                module,
+                aligned,
+                cells: &own,
+            };
+            add_tasks(&mut table, &own, &running, cache.as_ref());
         }
     }
     table.tasks.sort_by_key(|task| (task.kind, task.id));
+    table.cache_ignored = cache.as_ref().map_or(0, Cache::ignored);
     Ok(table)
 }
 
@@ -326,24 +343,40 @@ fn cell_bytes(vtable: &Vtable, minor: Option<u32>, aligned: bool) -> u64 {
     (vtable.trailer + trailer).next_multiple_of(align)
 }
 
+/// A module's own cells.
+#[derive(Clone, Copy)]
+struct Own<'a> {
+    heap: &'a Heap,
+    module: &'a OpenModule,
+    /// Its cells are aligned as those of later versions are.
+    aligned: bool,
+    cells: &'a [&'a Sighting],
+}
+
 /// Adds the types and tasks of the module that was added last. `running` tells
 /// which thread polls which task.
 fn add_tasks(
     table: &mut Table,
-    module: &OpenModule,
-    aligned: bool,
-    own: &[&Sighting],
+    own: &Own<'_>,
     running: &BTreeMap<u32, u64>,
+    cache: Option<&Cache>,
 ) {
+    let Own {
+        heap,
+        module,
+        aligned,
+        cells,
+    } = *own;
     let polled_by: HashMap<u64, u32> = running
         .iter()
         .map(|(thread, task)| (*task, *thread))
         .collect();
-    let (questions, order) = questions(module, own);
-    let answers = module.name(&questions);
+    let (questions, order) = questions(module, cells);
+    let answers = module.name(cache, &questions);
     let shown = table.modules.len().saturating_sub(1);
+    let mut suspensions = Suspensions::of(&questions, &answers);
     let mut kinds: BTreeMap<(usize, Option<u64>), usize> = BTreeMap::new();
-    for seen in own {
+    for seen in cells {
         let Some(place) = order.get(&seen.vtable.vtable).copied() else {
             continue;
         };
@@ -375,6 +408,7 @@ fn add_tasks(
             address: seen.address,
             thread: polled_by.get(&seen.cell.id).copied(),
             spawned_at,
+            waits_at: suspensions.at(heap, place, seen),
         });
     }
 }

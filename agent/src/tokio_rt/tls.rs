@@ -21,12 +21,14 @@ use object::{
     read::{ReadRef, elf::ProgramHeader as _},
 };
 
+use serde::{Deserialize, Serialize};
+
 pub use self::stripped::candidates;
 use self::{access::Addressing, slot::Slot};
 use crate::elf::{self, Elf, Symbol, SymbolKind, Table};
 
 /// How to find the id.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recipe {
     /// Where the module's thread-local block is.
     pub block: Block,
@@ -39,7 +41,7 @@ pub struct Recipe {
 }
 
 /// Where a module's thread-local block is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Block {
     /// So many bytes below the thread pointer: the main executable's, with
     /// glibc and musl.
@@ -50,7 +52,7 @@ pub enum Block {
 }
 
 /// What told the id's place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// Debug information.
     DebugInformation,

@@ -5,6 +5,8 @@
 //! (tokio/src/runtime/task/raw.rs). No vtable of a trait object looks like
 //! that: behind its functions comes the next one's drop, size and alignment.
 
+use serde::{Deserialize, Serialize};
+
 use crate::elf::image::Pointer;
 
 /// Functions of a vtable.
@@ -20,10 +22,10 @@ const MAX_SCHEDULER: u64 = 64;
 /// Bytes of a cell's header.
 pub const HEADER: u64 = 32;
 /// Vtables of one file.
-const MAX_VTABLES: usize = 1 << 16;
+pub const MAX_VTABLES: usize = 1 << 16;
 
 /// One vtable. Addresses are as linked, offsets are from a cell's start.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vtable {
     /// What the headers of its cells point at.
     pub address: u64,
@@ -41,6 +43,14 @@ pub struct Vtable {
 }
 
 impl Vtable {
+    /// Whether its offsets are such as [`find`] believes.
+    pub fn is_sound(&self) -> bool {
+        (HEADER..=self.id).contains(&self.scheduler)
+            && self.id < self.trailer
+            && self.trailer < MAX_OFFSET
+            && self.spawn_location.is_none_or(|place| place < self.trailer)
+    }
+
     /// Polls the future.
     pub fn poll(&self) -> u64 {
         self.functions.first().copied().unwrap_or(0)

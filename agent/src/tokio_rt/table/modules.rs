@@ -4,12 +4,14 @@ use std::{
     collections::HashSet,
     io,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use super::{FIRST_READABLE, WhyNot, mapping};
 use crate::{
     elf::image,
     host::{
+        cache::Cache,
         mapping::Mapping,
         memory::Memory,
         module::{Module, ModuleId},
@@ -18,6 +20,7 @@ use crate::{
     tokio_rt::{
         cell::STAGE_WORDS,
         file::{self, Answers, Questions, TaskFile},
+        record::Record,
         sighting::Sighting,
         tls::{self, Block, Recipe, Source},
     },
@@ -25,11 +28,15 @@ use crate::{
 
 /// Files that are looked at.
 const MAX_FILES: usize = 1024;
+/// An analysis that took less is not worth a file.
+const WORTH: Duration = Duration::from_millis(10);
 
 /// A file with Tokio in it.
 pub(super) struct OpenModule {
     module: Module,
     pub(super) file: TaskFile,
+    /// What is remembered of it from one run to the next.
+    record: Option<Record>,
     /// Address in the process minus address as linked.
     pub(super) bias: u64,
 }
@@ -55,9 +62,27 @@ impl OpenModule {
             || matches!(&self.file.recipes, Ok(recipes) if recipes.iter().any(by_symbol))
     }
 
-    pub(super) fn name(&self, questions: &Questions) -> Answers {
-        let answers = self.module.with_elf(|elf| Ok(file::name(elf, questions)));
-        answers.unwrap_or_default()
+    /// Names futures, from memory if all of them are remembered.
+    pub(super) fn name(&self, cache: Option<&Cache>, questions: &Questions) -> Answers {
+        if let Some(answers) = self
+            .record
+            .as_ref()
+            .and_then(|record| record.answers(questions))
+        {
+            return answers;
+        }
+        let start = Instant::now();
+        let Ok(answers) = self.module.with_elf(|elf| Ok(file::name(elf, questions))) else {
+            return Answers::default();
+        };
+        if let (Some(cache), Some(record)) = (cache, &self.record)
+            && start.elapsed() >= WORTH
+        {
+            let mut record = record.clone();
+            record.learn(questions, &answers);
+            record.write(cache);
+        }
+        answers
     }
 
     /// The id that the dynamic linker has given a library.
@@ -88,7 +113,10 @@ impl OpenModule {
 type Unread = Vec<(PathBuf, String)>;
 
 /// Opens a process's files and keeps those with Tokio.
-pub(super) fn open(process: &Process) -> io::Result<(Vec<OpenModule>, Unread)> {
+pub(super) fn open(
+    process: &Process,
+    cache: Option<&Cache>,
+) -> io::Result<(Vec<OpenModule>, Unread)> {
     let exe = process::exe_path(process);
     let mut known = HashSet::new();
     let (mut found, mut unread) = (Vec::new(), Vec::new());
@@ -103,7 +131,7 @@ pub(super) fn open(process: &Process) -> io::Result<(Vec<OpenModule>, Unread)> {
         if !known.insert(id) {
             continue;
         }
-        match look(process, &mapping, &exe) {
+        match look(process, &mapping, &exe, cache) {
             Ok(module) => found.extend(module),
             Err((path, why)) => unread.push((path, why)),
         }
@@ -115,6 +143,7 @@ fn look(
     process: &Process,
     mapping: &Mapping,
     exe: &Path,
+    cache: Option<&Cache>,
 ) -> Result<Option<OpenModule>, (PathBuf, String)> {
     let module = Module::open(process.pid, mapping).map_err(|error| {
         use std::os::unix::ffi::OsStrExt as _;
@@ -123,13 +152,33 @@ fn look(
     })?;
     let path = module.path.clone();
     let is_main = path == exe;
+    let start = Instant::now();
+    let remembered = cache.and_then(|cache| Record::read(cache, &module, is_main));
     let read = module.with_elf(|elf| {
-        let file = file::analyse(elf, is_main).map_err(anyhow::Error::msg)?;
+        let file = match &remembered {
+            Some(record) => record.file(),
+            None => file::analyse(elf, is_main).map_err(anyhow::Error::msg)?,
+        };
         let bias = image::bias(elf, mapping.start, mapping.offset, true);
         Ok((file, bias))
     });
+    let record = remembered.or_else(|| {
+        let (file, _) = read.as_ref().ok()?;
+        let record = Record::new(&module, is_main, file.as_ref())?;
+        if let Some(cache) = cache
+            && start.elapsed() >= WORTH
+        {
+            record.write(cache);
+        }
+        Some(record)
+    });
     match read {
-        Ok((Some(file), Some(bias))) => Ok(Some(OpenModule { module, file, bias })),
+        Ok((Some(file), Some(bias))) => Ok(Some(OpenModule {
+            module,
+            file,
+            record,
+            bias,
+        })),
         Ok((Some(_), None)) => Err((path, "it is not mapped as its headers say".to_owned())),
         Ok((None, _)) => Ok(None),
         Err(error) => Err((path, format!("{error:#}"))),
