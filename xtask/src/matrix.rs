@@ -53,13 +53,35 @@ pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
     if chosen.is_empty() {
         bail!("no build's name contains any of {:?}", options.filter);
     }
+    compare(&chosen, &lingerscope)
+}
+
+/// A few builds that differ in everything that matters most, for the tests;
+/// they are built side by side.
+pub(crate) fn few(lingerscope: &Path) -> Result<()> {
+    let chosen = builds::few();
+    thread::scope(|scope| {
+        let making: Vec<_> = chosen
+            .iter()
+            .map(|build| scope.spawn(|| make(build)))
+            .collect();
+        making.into_iter().try_for_each(|thread| {
+            let made = thread.join().unwrap_or_else(|_| bail!("a build panicked"));
+            made.map(drop)
+        })
+    })?;
+    compare(&chosen, lingerscope)
+}
+
+/// Builds and compares one after the other, and prints a table.
+fn compare(chosen: &[Build], lingerscope: &Path) -> Result<()> {
     let mut rows = String::new();
     let mut failed = Vec::new();
-    for build in &chosen {
-        let outcome = try_one(build, &lingerscope);
+    for build in chosen {
+        let outcome = try_one(build, lingerscope);
         let row = match &outcome {
             Ok(comparison) => comparison.to_string(),
-            Err(error) => format!("failed: {error:#} | | | "),
+            Err(error) => format!("failed: {error:#} | | | | "),
         };
         eprintln!("matrix: {}: {row}", build.name);
         writeln!(rows, "| {} | {row} |", build.name)?;
@@ -67,8 +89,8 @@ pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
             failed.push(build.name.clone());
         }
     }
-    println!("| build | tasks | names | source lines | current task id |");
-    println!("| --- | --- | --- | --- | --- |");
+    println!("| build | tasks | names | source lines | .await lines | current task id |");
+    println!("| --- | --- | --- | --- | --- | --- |");
     print!("{rows}");
     if !failed.is_empty() {
         bail!("wrong or missing in: {}", failed.join(", "));

@@ -1,5 +1,5 @@
-//! `cargo xtask test`: every check, the host tests, and the live tests with
-//! real probes. Only the built live test binary runs as root.
+//! `cargo xtask test`: every check, the host tests, some builds of the matrix,
+//! and the live tests with real probes. Only the built live test binary runs as root.
 
 use std::{env, time::Instant};
 
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build::{self, Programs},
-    check,
+    check, matrix,
     packages::Need,
     setup, shell,
 };
@@ -36,6 +36,10 @@ pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
         check::with_compiler(&tools)?;
         eprintln!("test: checks passed after {} s", start.elapsed().as_secs());
         shell::run(shell::cargo().args(["test", "--workspace"]))?;
+        let before = start.elapsed().as_secs();
+        matrix::few(&programs.path("lingerscope")?)?;
+        let took = start.elapsed().as_secs() - before;
+        eprintln!("test: the few builds of the matrix took {took} s");
     }
     eprintln!(
         "test: live tests start after {} s",

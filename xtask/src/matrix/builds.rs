@@ -61,6 +61,11 @@ impl Build {
         !self.profile.is_some_and(|lines| lines.contains("strip"))
     }
 
+    /// Whether debug information tells the types of futures.
+    pub(crate) fn has_types(&self) -> bool {
+        self.profile.is_none_or(|lines| lines.contains("debug = 2"))
+    }
+
     /// Whether this version's tasks can be listed.
     pub(crate) fn is_readable(&self) -> bool {
         !TOO_OLD.contains(&self.tokio)
@@ -150,9 +155,23 @@ pub(crate) fn all() -> Vec<Build> {
     builds
 }
 
+/// Builds that the tests try: the first readable version with symbols, the
+/// newest stripped of everything, and one as developers run it.
+pub(crate) fn few() -> Vec<Build> {
+    const FEW: [&str; 3] = ["1.23.1-release", "1.54.1-fat-LTO-stripped", "1.54.1-debug"];
+    let mut builds = all();
+    builds.retain(|build| FEW.contains(&build.name.as_str()));
+    builds
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_few_exist() {
+        assert_eq!(few().len(), 3);
+    }
 
     #[test]
     fn names_are_distinct() {

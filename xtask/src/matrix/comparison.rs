@@ -36,6 +36,17 @@ impl Printed {
         ids.collect()
     }
 
+    /// The line of the sample's `.await` that it waits at: each of its futures
+    /// has one. A boxed future's is not told.
+    fn awaits(&self) -> Option<usize> {
+        if !["future", "block"].contains(&self.kind.as_str()) {
+            return None;
+        }
+        let mut inside = SAMPLE.lines().enumerate().skip(self.lines()?.start() - 1);
+        let (index, _) = inside.find(|(_, line)| line.contains(".await"))?;
+        Some(index + 1)
+    }
+
     /// The lines of the sample that a location may name: the opening of the
     /// async function or block, or one inside where a build has no panic for
     /// the opening. A closure on the blocking pool has none that is sure.
@@ -94,22 +105,25 @@ pub(crate) struct Comparison {
     /// Of the kinds of tasks, not of the tasks.
     names: Score,
     lines: Score,
+    /// Of the tasks that are suspended.
+    awaits: Score,
     task_id: String,
 }
 
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(refused) = &self.refused {
-            return write!(f, "refused: {refused} | | | ");
+            return write!(f, "refused: {refused} | | | | ");
         }
         let Self {
             ids,
             names,
             lines,
+            awaits,
             task_id,
             ..
         } = self;
-        write!(f, "{ids} | {names} | {lines} | {task_id}")
+        write!(f, "{ids} | {names} | {lines} | {awaits} | {task_id}")
     }
 }
 
@@ -144,7 +158,19 @@ impl Comparison {
             comparison
                 .ids
                 .count(right, || format!("{} {}: {entry:?}", task.name, task.id));
-            let Some((kind, _)) = entry else { continue };
+            let Some((kind, entry)) = entry else { continue };
+            let suspended = ["idle", "scheduled"].contains(&entry["state"].as_str().unwrap_or(""));
+            let told = entry["waits_at"].as_str();
+            if build.has_types() && suspended {
+                if let Some(line) = task.awaits() {
+                    let right = told.map(|told| line_of(told) == Some(line));
+                    let what = || format!("{told:?} for {} at {line}", task.name);
+                    comparison.awaits.count(right, what);
+                }
+            } else if told.is_some() {
+                let wrong = format!("{told:?} for {} from nowhere", task.name);
+                comparison.awaits.wrong.push(wrong);
+            }
             if !seen.insert(&task.name) {
                 continue;
             }
@@ -189,7 +215,7 @@ impl Comparison {
                 .as_ref()
                 .is_some_and(|why| why.contains(build.tokio));
         }
-        let nothing_wrong = [&self.ids, &self.names, &self.lines]
+        let nothing_wrong = [&self.ids, &self.names, &self.lines, &self.awaits]
             .iter()
             .all(|score| score.wrong.is_empty());
         // Merged functions leave alternatives instead of names; a boxed future
@@ -197,6 +223,8 @@ impl Comparison {
         self.refused.is_none()
             && nothing_wrong
             && self.ids.right == self.ids.all
+            // Some may have run on while the table was read.
+            && self.awaits.right + 2 >= self.awaits.all
             && self.lines.right + 3 >= self.lines.all
             && self.task_id.starts_with("confirmed")
     }
