@@ -132,6 +132,8 @@ fn run() -> Result<Table> {
         session.set_mean(main.pid(), 1)?;
         table.exact.lower(main.best()?);
         table.frames = session.frames(main.pid())?;
+        session.read_task_ids(main.pid())?;
+        table.with_task_id.lower(main.best()?);
         session.detach(main.pid());
         {
             let _probes = floor.three_traps(main.pid())?;

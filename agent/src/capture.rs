@@ -28,7 +28,7 @@ use std::{
     path::PathBuf,
 };
 
-use agent_ebpf::abi::heap::{Block, BlockKey, MAX_TARGETS, Site, TargetCounts};
+use agent_ebpf::abi::heap::{Block, BlockKey, MAX_TARGETS, Site, TargetCounts, TaskIdRecipe};
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 
@@ -332,6 +332,16 @@ impl Capture {
     pub fn set_mean(&mut self, id: TargetId, mean: u64) -> Result<()> {
         let target = self.targets.get_mut(&id).context("no such target")?;
         target.set_mean(&self.object, mean)
+    }
+
+    /// Has task ids read by this recipe, as if a trial had confirmed it: to
+    /// measure what that costs.
+    ///
+    /// # Errors
+    /// When it is no target or the kernel refuses.
+    pub fn read_task_ids(&mut self, id: TargetId, recipe: TaskIdRecipe) -> Result<()> {
+        let target = self.targets.get_mut(&id).context("no such target")?;
+        target.read_task_ids(&self.object, recipe)
     }
 
     /// A stack that was announced.

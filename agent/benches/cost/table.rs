@@ -50,6 +50,8 @@ pub(crate) struct Table {
     pub(crate) three_links: Least,
     pub(crate) sampled: Least,
     pub(crate) exact: Least,
+    /// The same with the current task's id.
+    pub(crate) with_task_id: Least,
     /// Multi, perf.
     pub(crate) other_exact: [Least; 2],
     pub(crate) bpftrace: Least,
@@ -144,6 +146,13 @@ impl fmt::Display for Table {
             self.exact,
             self.three_traps,
             EXACT_BAR,
+        )?;
+        writeln!(
+            f,
+            "{:<44}{:>10.1}{:>10.3} × every allocation",
+            "every allocation with its task id",
+            self.with_task_id.0,
+            self.with_task_id.0 / self.exact.0
         )?;
         for (method, exact) in [Method::Multi, Method::Perf]
             .into_iter()

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::abi::{heap::FunctionKind, loss::Loss};
+use agent_ebpf::abi::{
+    heap::{FunctionKind, TaskIdRecipe},
+    loss::Loss,
+};
 use anyhow::{Context as _, Result, ensure};
 use lingerscope::{
     capture::{
@@ -77,6 +80,17 @@ impl Tracer {
 
     pub(crate) fn set_mean(&mut self, pid: u32, mean: u64) -> Result<()> {
         self.capture.set_mean(pid, mean)
+    }
+
+    /// Has a task id read with every allocation. The program has no Tokio; a
+    /// word of its thread-local storage costs the same.
+    pub(crate) fn read_task_ids(&mut self, pid: u32) -> Result<()> {
+        let recipe = TaskIdRecipe {
+            kind: TaskIdRecipe::KIND_STATIC,
+            block: 8,
+            ..TaskIdRecipe::default()
+        };
+        self.capture.read_task_ids(pid, recipe)
     }
 
     pub(crate) fn detach(&mut self, pid: u32) {

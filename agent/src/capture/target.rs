@@ -29,7 +29,7 @@ use crate::{
         process::{self, Process},
     },
     tokio_rt::{
-        confirmation::{Belief, Confirmation},
+        confirmation::{Belief, Confirmation, Verdict},
         current_task::{self, TaskIds},
     },
 };
@@ -468,6 +468,12 @@ impl Target {
         if let Err(error) = self.publish_task_ids(object) {
             tracing::debug!(error = %format_args!("{error:#}"), "the kernel is not told of task ids");
         }
+    }
+
+    /// Takes a recipe as confirmed.
+    pub(super) fn read_task_ids(&mut self, object: &Object, recipe: TaskIdRecipe) -> Result<()> {
+        self.tasks.settle(Verdict::Confirmed(recipe));
+        self.publish_task_ids(object)
     }
 
     fn publish_task_ids(&self, object: &Object) -> Result<()> {
