@@ -2,13 +2,14 @@
 
 pub mod event;
 pub mod fault;
+pub mod futex;
 pub mod heap;
 pub mod loss;
 pub mod stack;
 
 /// Changes with every change of a layout; the loader refuses an object that
 /// was built for another version.
-pub const ABI_VERSION: u64 = 3;
+pub const ABI_VERSION: u64 = 4;
 
 /// Fails the build when a layout changes by accident.
 macro_rules! assert_size {

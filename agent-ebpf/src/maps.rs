@@ -3,6 +3,7 @@
 use agent_ebpf::abi::{
     ABI_VERSION,
     fault::FaultSite,
+    futex::{MAX_PLACES, MAX_WAITING, Place, Wait, WaitAllowance, WaitCounts, WaitTotals},
     heap::{Block, BlockKey, MAX_TARGETS, Site, Target, TargetCounts},
     stack::{CHUNK_ROWS, MAX_CHUNKS, MAX_FRAMES, Mappings, Row},
 };
@@ -125,6 +126,16 @@ pub(crate) static TASK_SIGNAL: u64 = 0;
 #[unsafe(no_mangle)]
 pub(crate) static SIGNAL_LIVE: u64 = 0;
 
+/// Byte offset of `se.sum_exec_runtime` in `task_struct`.
+#[unsafe(no_mangle)]
+pub(crate) static TASK_RAN: u64 = 0;
+/// Byte offset of `sched_info.run_delay` in `task_struct`; 0: there is none.
+#[unsafe(no_mangle)]
+pub(crate) static TASK_DELAYED: u64 = 0;
+/// Byte offset of `__state` in `task_struct`.
+#[unsafe(no_mangle)]
+pub(crate) static TASK_STATE: u64 = 0;
+
 /// Reads one of the globals above.
 #[inline(always)]
 pub(crate) fn global(global: &'static u64) -> u64 {
@@ -199,7 +210,25 @@ pub(crate) static ANNOUNCE: Array<u32> = Array::with_max_entries(1, 0);
 /// By hash of the stack.
 #[map]
 pub(crate) static FAULTS: HashMap<u64, FaultSite> = HashMap::with_max_entries(8192, 0);
-/// The unwinder's memory for page faults.
+/// The waits of threads. Preallocated like the next one: they are written
+/// where the scheduler runs.
+#[map]
+pub(crate) static WAITS: HashMap<u64, Wait> = HashMap::with_max_entries(MAX_WAITING, 0);
+/// Ended waits.
+#[map]
+pub(crate) static WAIT_TOTALS: HashMap<Place, WaitTotals> =
+    HashMap::with_max_entries(MAX_PLACES, 0);
+/// Stacks whose frames were sent to user space: process and epoch.
+#[map]
+pub(crate) static WAIT_STACKS: HashMap<u64, u64> = HashMap::with_max_entries(MAX_PLACES, 0);
+/// Indexed like `TARGETS`.
+#[map]
+pub(crate) static WAIT_COUNTS: PerCpuArray<WaitCounts> =
+    PerCpuArray::with_max_entries(MAX_TARGETS, 0);
+/// Indexed like `TARGETS`.
+#[map]
+pub(crate) static WAIT_ALLOWANCES: Array<WaitAllowance> = Array::with_max_entries(MAX_TARGETS, 0);
+/// The unwinder's memory for page faults and waits.
 #[map]
 pub(crate) static FAULT_SCRATCH: PerCpuArray<Thread> = PerCpuArray::with_max_entries(1, 0);
 /// Rare facts only: new stacks, process events, unknown mappings.

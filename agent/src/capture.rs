@@ -6,9 +6,11 @@
 pub mod address_space;
 pub mod allocators;
 pub mod bpf;
+mod earlier_waits;
 pub mod evidence;
 pub mod faults;
 pub mod files;
+pub mod futex;
 pub mod governor;
 pub mod libraries;
 pub mod links;
@@ -20,6 +22,7 @@ pub mod refusal;
 pub mod ring;
 pub mod tables;
 pub mod target;
+mod thread_events;
 pub mod trial;
 
 use std::{
@@ -40,6 +43,7 @@ use self::{
     refusal::{Dangers, Refusal},
     ring::{Event, Stack},
     target::{Place, Probing, Target},
+    thread_events::ThreadEvents,
 };
 use crate::host::{
     process::{self, Process},
@@ -83,7 +87,8 @@ pub struct Capture {
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, TargetCounts>,
     targets: HashMap<TargetId, Target>,
-    faults: HashMap<TargetId, faults::FaultLinks>,
+    faults: HashMap<TargetId, ThreadEvents>,
+    waits: HashMap<TargetId, futex::Follow>,
     stacks: HashMap<u64, Stack>,
     quarantine: Quarantine,
     method: Method,
@@ -119,6 +124,7 @@ impl Capture {
             counts,
             targets: HashMap::new(),
             faults: HashMap::new(),
+            waits: HashMap::new(),
             stacks: HashMap::new(),
             quarantine,
             method: Method::Perf,
@@ -300,6 +306,7 @@ impl Capture {
     /// [`Self::forget`].
     pub fn detach(&mut self, id: TargetId) {
         self.end_faults(id);
+        self.pause_waits(id);
         if let Some(target) = self.targets.get_mut(&id) {
             target.detach(&mut self.object);
         }
@@ -308,6 +315,7 @@ impl Capture {
     /// Frees a target's place.
     pub fn forget(&mut self, id: TargetId) {
         self.detach(id);
+        self.waits.remove(&id);
         if let Some(target) = self.targets.remove(&id) {
             target.release(&self.object);
         }
@@ -412,6 +420,7 @@ impl Capture {
         for target in self.targets.values_mut() {
             target.refresh_if_due(&mut self.object, &mut self.files, dangers);
         }
+        self.look_at_earlier_waits();
     }
 
     /// Reads the tables of one target.
@@ -524,6 +533,11 @@ impl Capture {
 /// An array map of the object as aya's typed view.
 fn array<T: aya::Pod>(map: &Map) -> Result<aya::maps::Array<&MapData, T>> {
     aya::maps::Array::try_from(map).context("a map has another type")
+}
+
+/// Counters of the object that are kept per CPU, as aya's typed view.
+fn array_of_counts<T: aya::Pod>(map: &Map) -> Result<PerCpuArray<&MapData, T>> {
+    PerCpuArray::try_from(map).context("a map has another type")
 }
 
 #[cfg(test)]

@@ -21,4 +21,5 @@ pub mod pressure;
 pub mod privilege;
 pub mod process;
 pub mod quarantine;
+pub mod thread;
 pub mod urgency;

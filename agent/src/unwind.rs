@@ -7,6 +7,8 @@
 //! rsp or rbp, and where the caller's rbp is. Anything else becomes a row
 //! without a rule, where the stack is marked as truncated.
 
+pub mod walk;
+
 use agent_ebpf::abi::stack::Row;
 use anyhow::{Context as _, Result, ensure};
 use gimli::{

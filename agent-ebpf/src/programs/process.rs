@@ -15,7 +15,10 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 
-use super::heap::{LESS, add};
+use super::{
+    futex,
+    heap::{LESS, add},
+};
 use crate::maps::{
     self, ANNOUNCE, COUNTS, EPOCHS, MAPPINGS, RING, SLOTS, TARGETS, THREADS, global, open_calls,
 };
@@ -126,6 +129,7 @@ pub(crate) fn process_exit(_ctx: RawTracePointContext) -> i32 {
     // Also of processes that are followed no more.
     forget_thread(id);
     let Some(slot) = slot_of(tgid) else { return 0 };
+    futex::forget_thread(id, slot);
     // SAFETY: no arguments; the result is only read through checked helpers.
     let task = unsafe { bpf_get_current_task() };
     // SAFETY: the helper checks the address itself.

@@ -5,23 +5,14 @@
 use std::collections::HashMap;
 
 use agent_ebpf::abi::fault::FaultSite;
-use anyhow::{Context as _, Result, bail};
-use aya::programs::perf_event::{
-    PerfEvent, PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent,
-};
+use anyhow::{Context as _, Result};
+use aya::programs::perf_event::SoftwareEvent;
 
-use super::{Capture, TargetId, bpf, object::Object};
-use crate::host::process;
+use super::{Capture, TargetId, bpf, thread_events::ThreadEvents};
 
 /// One fault in so many is recorded. Each of those costs the process about
 /// what a recorded allocation costs; a page is 4 KiB.
 pub const PERIOD: u64 = 64;
-/// Threads that get an event of their own; later ones inherit one.
-const MAX_THREADS: usize = 512;
-
-/// Events on the threads of one process.
-#[derive(Default)]
-pub(super) struct FaultLinks(Vec<PerfEventLinkId>);
 
 /// Page faults of one stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,48 +36,21 @@ impl Capture {
             return Ok(());
         }
         let pid = target.process.pid;
-        let program = program(&mut self.object)?;
-        let mut links = FaultLinks::default();
-        let mut refusal = None;
-        for thread in process::threads(pid).into_iter().take(MAX_THREADS) {
-            let attached = program.attach(
-                PerfEventConfig::Software(SoftwareEvent::PageFaults),
-                PerfEventScope::OneProcess {
-                    pid: thread,
-                    cpu: None,
-                },
-                SamplePolicy::Period(PERIOD),
-                true,
-            );
-            match attached {
-                Ok(link) => links.0.push(link),
-                // A thread may have ended meanwhile.
-                Err(error) => refusal = Some(error),
-            }
-        }
-        match refusal {
-            Some(error) if links.0.is_empty() => {
-                bail!("cannot sample the page faults of process {pid}: {error}")
-            }
-            _ => {
-                self.faults.insert(id, links);
-                Ok(())
-            }
-        }
+        let events = ThreadEvents::attach(
+            &mut self.object,
+            "page_fault",
+            SoftwareEvent::PageFaults,
+            PERIOD,
+            pid,
+        )?;
+        self.faults.insert(id, events);
+        Ok(())
     }
 
     /// Ends it.
     pub fn end_faults(&mut self, id: TargetId) {
-        let Some(links) = self.faults.remove(&id) else {
-            return;
-        };
-        let Ok(program) = program(&mut self.object) else {
-            return;
-        };
-        for link in links.0 {
-            if let Err(error) = program.detach(link) {
-                tracing::debug!(%error, "a page fault event ends with this program");
-            }
+        if let Some(events) = self.faults.remove(&id) {
+            events.detach(&mut self.object);
         }
     }
 
@@ -111,8 +75,4 @@ impl Capture {
         .context("cannot read the table of page faults")?;
         Ok(faults)
     }
-}
-
-fn program(object: &mut Object) -> Result<&mut PerfEvent> {
-    object.perf_event("page_fault")
 }

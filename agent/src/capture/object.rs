@@ -2,15 +2,19 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    io::Read as _,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
 };
 
-use agent_ebpf::{abi::ABI_VERSION, logic::sampling};
+use agent_ebpf::{
+    abi::{ABI_VERSION, futex::ThreadRegisters},
+    logic::sampling,
+};
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
-    Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
+    Btf, Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::{Map, MapData, PerCpuArray, PerCpuValues},
-    programs::{PerfEvent, RawTracePoint, UProbe},
+    programs::{Iter, PerfEvent, RawTracePoint, UProbe},
 };
 
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -19,6 +23,9 @@ use super::bpf::{self, AttachType};
 use crate::host::kernel;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lingerscope.bpf.o"));
+
+/// Bytes of registers that are read: those of 65 536 threads.
+const MAX_REGISTERS: u64 = 2 << 20;
 
 /// Sizes that depend on what is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -144,6 +151,27 @@ impl Object {
         Ok(program)
     }
 
+    /// The registers of every thread of the targets; a thread that runs has
+    /// those of its last entry into the kernel.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn thread_registers(&mut self) -> Result<Vec<ThreadRegisters>> {
+        let program: &mut Iter = self.program("thread_registers")?.try_into()?;
+        if program.fd().is_err() {
+            let types = Btf::from_sys_fs().context("the kernel's types cannot be read")?;
+            program
+                .load("task", &types)
+                .context("the kernel refuses program thread_registers")?;
+        }
+        let link = program.attach()?;
+        let file = program.take_link(link)?.into_file()?;
+        let mut bytes = Vec::new();
+        file.take(MAX_REGISTERS).read_to_end(&mut bytes)?;
+        let records = bytes.chunks_exact(size_of::<ThreadRegisters>());
+        Ok(records.filter_map(super::ring::plain).collect())
+    }
+
     fn program(&mut self, name: &str) -> Result<&mut aya::programs::Program> {
         self.ebpf
             .program_mut(name)
@@ -235,7 +263,10 @@ mod tests {
             return;
         }
         let mut object = Object::load(Sizes { live_blocks: 1024 }).unwrap();
-        object.perf_event("page_fault").unwrap();
+        object.thread_registers().unwrap();
+        for name in ["page_fault", "context_switch"] {
+            object.perf_event(name).unwrap();
+        }
         object.uprobe("heap_session", AttachType::Session).unwrap();
         for name in ["heap_enter", "heap_leave", "heap_free"] {
             object.uprobe(name, AttachType::Multi).unwrap();

@@ -74,7 +74,8 @@ fn stack(record: &StackRecord) -> Stack {
     }
 }
 
-fn plain<T: aya::Pod>(record: &[u8]) -> Option<T> {
+/// A record as its type; `None` when it is too short.
+pub(super) fn plain<T: aya::Pod>(record: &[u8]) -> Option<T> {
     if record.len() < size_of::<T>() {
         return None;
     }

@@ -11,6 +11,7 @@ use std::{
 
 use agent_ebpf::abi::{
     fault::FaultSite,
+    futex::{Place as WaitPlace, Wait, WaitTotals},
     heap::{Block, BlockKey, Site, Target as Slot, TaskIdRecipe},
 };
 use anyhow::{Context as _, Result};
@@ -298,6 +299,16 @@ impl Target {
             })?;
             bpf::delete_where(object.map("FAULTS")?, |_: &u64, site: &FaultSite| {
                 site.tgid == pid && site.epoch != epoch
+            })?;
+            bpf::delete_where(object.map("WAITS")?, |_: &u64, wait: &Wait| {
+                wait.place.tgid == pid && wait.place.epoch != epoch
+            })?;
+            bpf::delete_where(
+                object.map("WAIT_TOTALS")?,
+                |place: &WaitPlace, _: &WaitTotals| place.tgid == pid && place.epoch != epoch,
+            )?;
+            bpf::delete_where(object.map("WAIT_STACKS")?, |_: &u64, owner: &u64| {
+                owner >> 32 == u64::from(pid) && *owner as u32 != epoch
             })?;
         }
         Ok(())

@@ -8,7 +8,7 @@ use super::btf::{self, Btf};
 
 /// Byte offsets of kernel fields, by the names of the globals in the kernel
 /// programs that hold them.
-pub type FieldOffsets = [(&'static str, u64); 6];
+pub type FieldOffsets = [(&'static str, u64); 9];
 
 /// Reads the offsets that the kernel programs need.
 ///
@@ -30,6 +30,25 @@ pub fn field_offsets() -> Result<FieldOffsets> {
         ("TASK_EXIT_CODE", types.offset("task_struct", "exit_code")?),
         ("TASK_SIGNAL", types.offset("task_struct", "signal")?),
         ("SIGNAL_LIVE", types.offset("signal_struct", "live")?),
+        (
+            "TASK_RAN",
+            types.offset("task_struct", "se.sum_exec_runtime")?,
+        ),
+        // Only with CONFIG_SCHED_INFO; without it, a wait includes the time
+        // until the thread got a processor again.
+        (
+            "TASK_DELAYED",
+            types
+                .offset("task_struct", "sched_info.run_delay")
+                .unwrap_or(0),
+        ),
+        // Renamed in 5.14.
+        (
+            "TASK_STATE",
+            types
+                .offset("task_struct", "__state")
+                .or_else(|_| types.offset("task_struct", "state"))?,
+        ),
     ])
 }
 
