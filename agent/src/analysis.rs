@@ -15,6 +15,7 @@ mod site;
 mod stacks;
 pub mod survey;
 mod survival;
+pub mod waits;
 mod words;
 
 use std::time::Duration;

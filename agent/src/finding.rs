@@ -13,6 +13,7 @@ mod fingerprint;
 mod frame;
 pub mod units;
 mod verdict;
+mod waits;
 
 use std::collections::BTreeMap;
 
@@ -22,6 +23,7 @@ pub use escape::Text;
 pub use fingerprint::{Fingerprint, fingerprint};
 pub use frame::{Frame, is_user_frame, site_frame, user_frames, user_functions};
 pub use verdict::{Confidence, Leak, Verdict};
+pub use waits::{Class, On, Waiting, Waits};
 
 /// Version of the document's shape.
 pub const SCHEMA: u32 = 1;
@@ -87,6 +89,9 @@ pub struct Process {
     pub explained_share: Option<Estimate>,
     /// The Tokio runtime, where there is one.
     pub tokio: Option<Tokio>,
+    /// Which threads wait for futexes, and where; null where that was not
+    /// followed.
+    pub waits: Option<Waits>,
     /// Verdicts that call for action, worst first.
     pub findings: Vec<Finding>,
     /// Growth that was looked at and is no leak.

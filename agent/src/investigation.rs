@@ -12,6 +12,7 @@ mod fineness;
 mod governed;
 mod residence;
 mod survey;
+mod waits;
 
 use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
@@ -330,6 +331,7 @@ impl Investigation {
         self.look_for_dangers();
         self.account_for_ourselves();
         self.sample_faults();
+        self.follow_waits();
         // Ticks are not quite even.
         let now = Duration::from_nanos(kernel::monotonic_ns());
         if now.saturating_sub(self.read_at) < self.read_every.mul_f64(0.9) {
@@ -358,6 +360,7 @@ impl Investigation {
         let now = kernel::monotonic_ns();
         let mut live = 0;
         let mut faults = self.capture.page_faults()?;
+        self.read_waits(now)?;
         // Windows are read when they close.
         let followed = self.accounts.values().any(Account::is_followed);
         let mut readings = if followed {

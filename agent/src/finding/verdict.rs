@@ -11,6 +11,9 @@ use serde::{Serialize, Serializer};
 pub enum Verdict {
     /// Memory is added and not given back, and the growth does not slow.
     UnboundedGrowth,
+    /// A thread waits for ever while memory grows that it may be meant to
+    /// release.
+    BlockedThread,
     /// It grows, but ever more slowly: start-up, a cache that fills.
     Warming,
     /// It stopped growing, or what is added is matched by what is released.
@@ -27,8 +30,9 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every verdict this version can give.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::UnboundedGrowth,
+        Self::BlockedThread,
         Self::Warming,
         Self::Bounded,
         Self::Sawtooth,
@@ -41,6 +45,7 @@ impl Verdict {
     pub const fn id(self) -> &'static str {
         match self {
             Self::UnboundedGrowth => "unbounded-growth",
+            Self::BlockedThread => "blocked-thread",
             Self::Warming => "warming",
             Self::Bounded => "bounded",
             Self::Sawtooth => "sawtooth",
@@ -54,6 +59,7 @@ impl Verdict {
     pub const fn leak(self) -> Leak {
         match self {
             Self::UnboundedGrowth => Leak::Yes,
+            Self::BlockedThread => Leak::Suspected,
             Self::OutsideAllocators => Leak::Suspected,
             Self::Warming
             | Self::Bounded

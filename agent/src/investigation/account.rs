@@ -10,7 +10,7 @@ use agent_ebpf::abi::{
     loss::Loss,
 };
 
-use super::{Sampling, fineness::Load, residence::Growth, survey::Survey};
+use super::{Sampling, fineness::Load, residence::Growth, survey::Survey, waits::Following};
 use crate::{
     capture::{Reading, TargetId},
     finding::Command,
@@ -74,6 +74,8 @@ pub struct Account {
     pub(super) closed: bool,
     /// Where its memory grew.
     pub(super) growth: Growth,
+    /// Who waits in it.
+    pub(super) waits: Following,
     /// Set when the governor decides about its probes.
     pub(super) survey: Option<Box<Survey>>,
     /// It never gets a breakpoint.
@@ -104,6 +106,7 @@ impl Account {
             descendant: false,
             closed: false,
             growth: Growth::default(),
+            waits: Following::default(),
             survey: None,
             unprobed: false,
             looked: (Instant::now(), TargetCounts::default()),
@@ -115,6 +118,7 @@ impl Account {
     pub(super) fn restart(&mut self) {
         self.ledger.restart();
         self.growth = Growth::default();
+        self.waits.restart();
         if let Some(survey) = &mut self.survey {
             survey.restart();
         }
@@ -243,6 +247,7 @@ impl Account {
                 ("blocks_without_history", ours.without_history),
                 ("sites_without_totals", ours.without_totals),
             ])
+            .chain(self.waits.lost())
             .filter(|(_, count)| *count > 0)
             .map(|(name, count)| (name.to_owned(), count))
             .chain(self.survey.iter().flat_map(|survey| {

@@ -7,7 +7,7 @@ use std::{
 
 use super::account::Account;
 use crate::{
-    analysis::{self, Context, Identity, MemoryLimit, Settings},
+    analysis::{self, Context, Identity, MemoryLimit, Settings, waits},
     capture::{Capture, address_space::AddressSpace, ring},
     finding::{self, Allocator, Finding, Frame, Process, Task, Text, Tokio},
     host::process,
@@ -95,6 +95,15 @@ pub(super) fn describe(
         .iter_mut()
         .chain(&mut not_leaks)
         .for_each(name_tasks);
+    let waits = account.waits.waits().map(|waits| {
+        let stacks: BTreeMap<StackId, analysis::Stack> = waits
+            .stacks()
+            .filter_map(|id| Some((id, resolve(capture.stack(id.0)?, space, symbols))))
+            .collect();
+        let places = waits::places(&waits, &stacks);
+        waits::blame(&mut findings, &places, account.observed, &identity);
+        waits::describe(&waits, &places)
+    });
     let (detection_limit_bytes_per_s, why_not) =
         match blind(account).map_or(outcome.detection_limit, Err) {
             Ok(limit) => (Some(limit), None),
@@ -123,6 +132,7 @@ pub(super) fn describe(
         tokio: target
             .filter(|target| target.tasks.tokio)
             .map(|target| tokio(&target.tasks, ids_agree, findings.iter().chain(&not_leaks))),
+        waits,
         findings,
         not_leaks,
         sites: outcome.sites,

@@ -2,6 +2,7 @@
 //! was measured, what was lost, and what would have been found.
 
 mod finding;
+mod waits;
 
 use std::{
     io::{self, Write},
@@ -79,6 +80,9 @@ fn write_process(process: &Process, style: Style, out: &mut impl Write) -> io::R
     writeln!(out, "{}", style.bold(&title(process)))?;
     verdict(process, out)?;
     not_leaks(process, out)?;
+    if let Some(waits) = &process.waits {
+        waits::write(waits, out)?;
+    }
     capture(process, out)?;
     losses(process, out)?;
     if let Some(command) = &process.command {

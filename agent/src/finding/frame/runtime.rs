@@ -299,10 +299,26 @@ const RUNTIME_NAMES: &[&str] = &[
     "__cxa_thread_atexit_impl",
     "_dl_init",
     "call_init",
+    "syscall",
+    "__syscall_cancel",
+    "__clone_internal",
+];
+
+/// Beginnings of such names: what waits and wakes.
+const RUNTIME_PREFIXES: &[&str] = &[
+    "_dl_",
+    "std::",
+    "__libc_",
+    "pthread_",
+    "__pthread_",
+    "___pthread_",
+    "__lll_",
+    "__futex_",
+    "__timedwait",
 ];
 
 pub(super) fn is_runtime_function(name: &str) -> bool {
-    if RUNTIME_NAMES.contains(&name) || starts_with_any(name, &["_dl_", "std::", "__libc_"]) {
+    if RUNTIME_NAMES.contains(&name) || starts_with_any(name, RUNTIME_PREFIXES) {
         return true;
     }
     let owner = owner(name);
