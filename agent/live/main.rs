@@ -35,6 +35,7 @@ mod survey;
 mod targets;
 mod tasks;
 mod truth;
+mod waits;
 
 use std::process::ExitCode;
 
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         healthy::trials(),
         allocators::trials(),
         outside::trials(),
+        waits::trials(),
     ];
     // These measure time, or look for what another test's probes would leave.
     let one_by_one = [

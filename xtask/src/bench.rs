@@ -12,6 +12,7 @@ pub(crate) fn run(no_install: bool) -> Result<()> {
         "--bench=cost",
         "--bench=latency",
         "--bench=task_table",
+        "--bench=waits",
         "--bench=watch",
         "--example=pairs",
         "--example=service",
@@ -29,6 +30,7 @@ pub(crate) fn run(no_install: bool) -> Result<()> {
         programs.path("task_table")?,
         &variables,
     ))?;
+    shell::run(&mut shell::as_root(programs.path("waits")?, &[]))?;
     shell::run(&mut shell::as_root(programs.path("watch")?, &[]))?;
     shell::run(&mut shell::as_root(programs.path("latency")?, &variables))
 }

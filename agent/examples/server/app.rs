@@ -6,6 +6,7 @@
 //! writes the count to a side file ([`truth`]).
 
 mod arc_cycle;
+mod blocked_consumer;
 mod burst;
 mod ffi;
 mod forget;
@@ -38,6 +39,9 @@ enum Leak {
     StuckTask,
     /// A queue without a bound before a consumer that is too slow.
     UnboundedChannel,
+    /// A queue whose consumer waits in its task for a lock that another thread
+    /// keeps.
+    BlockedConsumer,
     /// Finished tasks whose results nobody collects.
     Joinset,
     /// A map that remembers every request.
@@ -56,6 +60,7 @@ enum Healthy {
     ArcCycle,
     StuckTask,
     UnboundedChannel,
+    BlockedConsumer,
     Joinset,
     Map,
     Forget,
@@ -118,8 +123,14 @@ pub(crate) fn run() -> anyhow::Result<()> {
         Truth::publish(truth, path, function)
             .with_context(|| format!("cannot append to {}", path.display()))?;
     }
+    // One worker may be blocked; the others must go on.
+    let least = if arguments.leak == Leak::BlockedConsumer {
+        2
+    } else {
+        1
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(usize::from(arguments.workers))
+        .worker_threads(usize::from(arguments.workers.max(least)))
         .enable_all()
         .build()?;
     runtime.block_on(async {

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::{
     Arguments, Healthy, Leak,
     arc_cycle::{self, Connection},
-    burst, ffi, forget, joinset,
+    blocked_consumer, burst, ffi, forget, joinset,
     lru::{self, Lru},
     map::{self, Memory},
     sawtooth, slow_cache, stuck_task,
@@ -37,6 +37,7 @@ enum Shape {
     ArcCycle,
     StuckTask,
     Channel(Queue),
+    BlockedConsumer(blocked_consumer::Queue),
     JoinSet(Mutex<JoinSet<Vec<u8>>>),
     Map(Mutex<Memory>),
     Forget,
@@ -69,6 +70,9 @@ impl Work {
             (Leak::UnboundedChannel, _) | (_, Healthy::UnboundedChannel) => {
                 Shape::Channel(Queue::new(broken, arguments.rate))
             }
+            (Leak::BlockedConsumer, _) | (_, Healthy::BlockedConsumer) => {
+                Shape::BlockedConsumer(blocked_consumer::Queue::new(broken))
+            }
             (Leak::Joinset, _) | (_, Healthy::Joinset) => Shape::JoinSet(Mutex::default()),
             (Leak::Map, _) | (_, Healthy::Map) => Shape::Map(Mutex::default()),
             (Leak::Forget, _) | (_, Healthy::Forget) => Shape::Forget,
@@ -100,6 +104,7 @@ impl Work {
             (true, Shape::ArcCycle) => ("arc_cycle::leak_connection", true),
             (true, Shape::StuckTask) => ("stuck_task::serve", false),
             (true, Shape::Channel(_)) => ("unbounded_channel::enqueue", false),
+            (true, Shape::BlockedConsumer(_)) => ("blocked_consumer::enqueue", false),
             (true, Shape::JoinSet(_)) => ("joinset::spawn_request", false),
             (true, Shape::Map(_)) => ("map::remember", false),
             (true, Shape::Forget) => ("forget::discard", true),
@@ -111,8 +116,10 @@ impl Work {
 
     /// Starts background tasks; needs the runtime.
     pub(super) fn start(&self) {
-        if let Shape::Channel(queue) = &self.shape {
-            queue.start_consumer(self.truth());
+        match &self.shape {
+            Shape::Channel(queue) => queue.start_consumer(self.truth()),
+            Shape::BlockedConsumer(queue) => queue.start(self.truth(), self.delay),
+            _ => {}
         }
     }
 
@@ -145,6 +152,7 @@ impl Work {
             Shape::None | Shape::ArcCycle => return,
             Shape::StuckTask => stuck_task::serve(self.size, self.broken),
             Shape::Channel(queue) => unbounded_channel::enqueue(queue, self.size),
+            Shape::BlockedConsumer(queue) => blocked_consumer::enqueue(queue, self.size),
             Shape::JoinSet(set) => joinset::spawn_request(&mut lock(set), self.size, self.broken),
             Shape::Map(memory) => map::remember(&mut lock(memory), self.size, self.broken),
             Shape::Forget => forget::discard(self.size, self.broken),

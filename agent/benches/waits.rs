@@ -1,0 +1,292 @@
+//! What following futex waits costs, as a table: `cargo xtask bench`.
+//!
+//! Two threads hand over to each other by a futex on one processor, so that
+//! every hand-over is a wait. Measured by turns, the minimum over all passes:
+//! alone, followed, while another process is followed, and, for comparison,
+//! with empty kernel programs at the entry and exit of every system call,
+//! which is what following waits by tracepoints would need.
+#![expect(clippy::print_stdout, reason = "its output is its purpose")]
+
+#[expect(dead_code, reason = "shared with the benchmark of tracing")]
+#[path = "cost/processors.rs"]
+mod processors;
+
+use std::{
+    env,
+    io::{self, BufRead as _, BufReader, Lines},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    process::{Child, ChildStdout, Command, ExitCode, Stdio},
+    ptr,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lingerscope::{
+    capture::{Capture, links::Method, object::Sizes, trial},
+    host::{privilege, process::Process, quarantine::Quarantine},
+};
+
+use self::processors::Processors;
+
+const SUBJECT: &str = "hand-over";
+/// Every variant is measured once in each.
+const PASSES: usize = 5;
+/// Lines of one measurement.
+const LINES: usize = 6;
+/// What one line is measured over.
+const SLICE: Duration = Duration::from_millis(40);
+
+fn main() -> ExitCode {
+    match env::args().nth(1).as_deref() {
+        // Capture tries its ways of attaching on a copy of this program.
+        Some(trial::SUBCOMMAND) => return trial::subject(),
+        Some(SUBJECT) => hand_over(),
+        _ => {}
+    }
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a command line tool for developers")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("bench: {error:#}");
+}
+
+/// Nanoseconds per wait, and per system call that does nothing.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    wait: f64,
+    call: f64,
+}
+
+impl Cost {
+    const NONE: Self = Self {
+        wait: f64::MAX,
+        call: f64::MAX,
+    };
+
+    fn lower(&mut self, other: Self) {
+        self.wait = self.wait.min(other.wait);
+        self.call = self.call.min(other.call);
+    }
+}
+
+fn run() -> Result<()> {
+    if let Some(sentence) = privilege::missing() {
+        bail!(sentence);
+    }
+    let processors = Processors::choose()?;
+    let mut subject = Subject::start(&processors)?;
+    let other = Subject::start(&processors)?;
+    other.stop(true)?;
+    let nowhere = Quarantine::open(std::path::Path::new("/nonexistent/list"))?;
+    let mut capture = Capture::new(Sizes { live_blocks: 1024 }, &Method::ALL, nowhere)?;
+    let (pid, stranger) = (subject.child.id(), other.child.id());
+    for id in [pid, stranger] {
+        let refused = capture.prepare(Process::of(id)?);
+        refused.map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
+    }
+    let names = [
+        "alone",
+        "followed",
+        "another process is followed",
+        "empty programs on all system calls",
+    ];
+    let mut costs = [Cost::NONE; 4];
+    let mut stacks = 0.0;
+    for _ in 0..PASSES {
+        let [alone, followed, stranger_followed, tracepoints] = &mut costs;
+        alone.lower(subject.best()?);
+        capture.follow_waits(pid)?;
+        followed.lower(subject.best()?);
+        let counts = capture.waits()?.remove(&pid).unwrap_or_default().counts;
+        stacks = counts.unwound as f64 / counts.waits.max(1) as f64;
+        ensure!(counts.waits > 10_000, "the waits were not seen");
+        capture.pause_waits(pid);
+        capture.follow_waits(stranger)?;
+        stranger_followed.lower(subject.best()?);
+        capture.pause_waits(stranger);
+        let _links = [
+            empty_tracepoint(c"sys_enter")?,
+            empty_tracepoint(c"sys_exit")?,
+        ];
+        tracepoints.lower(subject.best()?);
+    }
+    println!("Futex waits, ns each; a wait is a hand-over between two threads");
+    println!(
+        "{:36} {:>8} {:>7} {:>10} {:>7}",
+        "", "wait", "ratio", "other call", "ratio"
+    );
+    for (name, cost) in names.iter().zip(&costs) {
+        println!(
+            "{name:36} {:>8.0} {:>7.2} {:>10.0} {:>7.2}",
+            cost.wait,
+            cost.wait / costs[0].wait,
+            cost.call,
+            cost.call / costs[0].call
+        );
+    }
+    println!("one wait in {:.0} was unwound", 1.0 / stacks.max(1e-9));
+    Ok(())
+}
+
+/// This program again, handing over; killed at the end.
+struct Subject {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Subject {
+    fn start(processors: &Processors) -> Result<Self> {
+        let mut child = Command::new(env::current_exe()?)
+            .arg(SUBJECT)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        processors::pin(child.id(), processors.theirs)?;
+        let output = child.stdout.take().context("no output")?;
+        let mut subject = Self {
+            child,
+            lines: BufReader::new(output).lines(),
+        };
+        // Its second thread begins when it is bound.
+        subject.line()?;
+        Ok(subject)
+    }
+
+    fn stop(&self, stop: bool) -> Result<()> {
+        let signal = if stop { libc::SIGSTOP } else { libc::SIGCONT };
+        // SAFETY: kill takes two numbers.
+        ensure!(
+            unsafe { libc::kill(self.child.id() as i32, signal) } == 0,
+            "the measured program has ended"
+        );
+        Ok(())
+    }
+
+    fn line(&mut self) -> Result<Cost> {
+        let line = self.lines.next().context("it says nothing any more")??;
+        let (wait, call) = line.split_once(' ').context("an odd line")?;
+        Ok(Cost {
+            wait: wait.parse()?,
+            call: call.parse()?,
+        })
+    }
+
+    /// The least of some lines; the first one may be of before.
+    fn best(&mut self) -> Result<Cost> {
+        self.line()?;
+        self.line()?;
+        let mut best = Cost::NONE;
+        for _ in 0..LINES {
+            best.lower(self.line()?);
+        }
+        Ok(best)
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Whose turn it is.
+static TURN: AtomicU32 = AtomicU32::new(0);
+
+/// Hands over for ever, and says what that takes.
+fn hand_over() -> ! {
+    // Until it is bound to a processor.
+    thread::sleep(Duration::from_millis(50));
+    thread::spawn(|| {
+        loop {
+            take_turn(1);
+        }
+    });
+    loop {
+        let (wait, call) = (measure(|| take_turn(0)) / 2.0, measure(nothing));
+        println!("{wait} {call}");
+    }
+}
+
+fn measure(once: impl Fn()) -> f64 {
+    let began = Instant::now();
+    let mut times = 0_u32;
+    while began.elapsed() < SLICE {
+        for _ in 0..100 {
+            once();
+        }
+        times += 100;
+    }
+    began.elapsed().as_nanos() as f64 / f64::from(times)
+}
+
+fn nothing() {
+    // SAFETY: takes nothing.
+    std::hint::black_box(unsafe { libc::getppid() });
+}
+
+fn take_turn(mine: u32) {
+    while TURN.load(Ordering::Acquire) != mine {
+        futex(libc::FUTEX_WAIT, 1 - mine);
+    }
+    TURN.store(1 - mine, Ordering::Release);
+    futex(libc::FUTEX_WAKE, 1);
+}
+
+fn futex(operation: i32, value: u32) {
+    // SAFETY: a valid address, no time limit.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            TURN.as_ptr(),
+            operation | libc::FUTEX_PRIVATE_FLAG,
+            value,
+            ptr::null::<libc::timespec>(),
+        )
+    };
+}
+
+/// An empty program on a raw tracepoint; dropped, it is off. Commands and
+/// layouts as in include/uapi/linux/bpf.h.
+fn empty_tracepoint(name: &std::ffi::CStr) -> Result<OwnedFd> {
+    const PROG_LOAD: u32 = 5;
+    const RAW_TRACEPOINT_OPEN: u32 = 17;
+    const TYPE_RAW_TRACEPOINT: u64 = 17;
+    // r0 = 0; exit
+    let instructions: [u64; 2] = [0xb7, 0x95];
+    let load: [u64; 3] = [
+        TYPE_RAW_TRACEPOINT | (instructions.len() as u64) << 32,
+        instructions.as_ptr() as u64,
+        c"GPL".as_ptr() as u64,
+    ];
+    let program = bpf(PROG_LOAD, &load)?;
+    let open = [name.as_ptr() as u64, program.as_raw_fd() as u64];
+    bpf(RAW_TRACEPOINT_OPEN, &open)
+}
+
+fn bpf(command: u32, attributes: &[u64]) -> Result<OwnedFd> {
+    // SAFETY: the attributes are as long as they say, and what they point to
+    // outlives the call.
+    let descriptor = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            attributes.as_ptr(),
+            size_of_val(attributes),
+        )
+    };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error()).context("the kernel refuses an empty program");
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor as i32) })
+}
