@@ -26,8 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let file = arguments.next().ok_or("service FILE SECONDS")?;
     let seconds: u64 = arguments.next().ok_or("service FILE SECONDS")?.parse()?;
     let mut file = BufWriter::with_capacity(1 << 16, File::create(file)?);
-    let mut held = Vec::new();
-    let rounds = calibrate(&mut held);
+    let rounds = calibrate();
+    let mut held = allocate();
     println!("PID {}", std::process::id());
     let end = Instant::now() + Duration::from_secs(seconds);
     loop {
@@ -38,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         black_box(work(rounds));
         held = allocate();
+        black_box(&held);
         let took = begin.elapsed().as_nanos() as u64;
         file.write_all(&monotonic_ns().to_le_bytes())?;
         file.write_all(&took.to_le_bytes())?;
@@ -58,7 +59,7 @@ fn work(rounds: u64) -> u64 {
 }
 
 /// Rounds of work that fill up a request.
-fn calibrate(held: &mut Vec<Vec<u8>>) -> u64 {
+fn calibrate() -> u64 {
     const TRIED: u64 = 2_000_000;
     let mut fastest = Duration::MAX;
     let mut blocks = Duration::MAX;
@@ -67,7 +68,7 @@ fn calibrate(held: &mut Vec<Vec<u8>>) -> u64 {
         black_box(work(TRIED));
         fastest = fastest.min(begin.elapsed());
         let begin = Instant::now();
-        *held = allocate();
+        drop(black_box(allocate()));
         blocks = blocks.min(begin.elapsed());
     }
     let left = REQUEST.saturating_sub(blocks).as_secs_f64();
