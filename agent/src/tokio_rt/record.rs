@@ -297,7 +297,7 @@ mod tests {
                     has_tag: false,
                     source: Source::Guard,
                 }],
-                data: Vec::from([0x4000..0x6000]),
+                data: std::iter::once(0x4000..0x6000).collect(),
             }),
             names: BTreeMap::new(),
             objects: BTreeMap::new(),
