@@ -9,13 +9,18 @@ mod bench;
 mod boot;
 mod build;
 mod check;
+mod daemon;
 mod demo;
+mod fleet;
+mod interrupt;
 mod matrix;
+mod mixed;
 mod object;
 mod packages;
 mod rust_code;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 mod tidy;
 mod toolchain;
@@ -55,6 +60,10 @@ enum Command {
     Boot(boot::Options),
     /// Measure what tracing costs
     Bench,
+    /// Watch a dozen real servers, of which one leaks, with the daemon
+    Mixed(mixed::Options),
+    /// Watch whether the daemon itself grows while processes come and go
+    Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +80,8 @@ fn main() -> ExitCode {
         Command::Matrix(options) => matrix::run(&options, no_install),
         Command::Boot(options) => boot::run(&options, no_install),
         Command::Bench => bench::run(no_install),
+        Command::Mixed(options) => mixed::run(&options, no_install),
+        Command::Soak(options) => soak::run(&options, no_install),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,10 @@
 //! Packages of the system: what each is for, how to see that it is there.
 
-use std::{path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -13,6 +17,10 @@ pub(crate) enum Need {
     Build,
     /// The tests only.
     Test,
+    /// The servers that even a short run of `mixed` starts.
+    Servers,
+    /// All servers of `mixed`.
+    AllServers,
 }
 
 /// How to see that a package's content is there, whoever installed it.
@@ -24,6 +32,8 @@ enum Sign {
     Library(&'static str),
     /// One of these files.
     File(&'static [&'static str]),
+    /// A program of PostgreSQL, which lies in a directory named by the release.
+    Postgres(&'static str),
 }
 
 struct Row {
@@ -98,6 +108,56 @@ const TABLE: &[Row] = &[
         need: Need::Test,
         reason: "a real journald to send alerts to, and journalctl",
     },
+    Row {
+        apt: &["python3"],
+        sign: Sign::Program("python3"),
+        need: Need::Test,
+        reason: "Python programs to be watched",
+    },
+    // These packages may start a service of their own, which `mixed` does not
+    // need: it starts its own instances on other ports.
+    Row {
+        apt: &["redis-server"],
+        sign: Sign::Program("redis-server"),
+        need: Need::Servers,
+        reason: "a server on jemalloc that fills to its maxmemory",
+    },
+    Row {
+        apt: &["redis-tools"],
+        sign: Sign::Program("redis-benchmark"),
+        need: Need::Servers,
+        reason: "load for redis",
+    },
+    Row {
+        apt: &["nginx", "nginx-light"],
+        sign: Sign::File(&["/usr/sbin/nginx"]),
+        need: Need::Servers,
+        reason: "a server with many short requests",
+    },
+    Row {
+        apt: &["wrk"],
+        sign: Sign::Program("wrk"),
+        need: Need::Servers,
+        reason: "load for nginx",
+    },
+    Row {
+        apt: &["postgresql"],
+        sign: Sign::Postgres("postgres"),
+        need: Need::AllServers,
+        reason: "a server of many processes, and pgbench",
+    },
+    Row {
+        apt: &["nodejs"],
+        sign: Sign::Program("node"),
+        need: Need::AllServers,
+        reason: "a Node program",
+    },
+    Row {
+        apt: &["default-jdk-headless"],
+        sign: Sign::Program("javac"),
+        need: Need::AllServers,
+        reason: "a Java program that grows to its -Xmx",
+    },
 ];
 
 /// Something that is to be installed.
@@ -135,7 +195,7 @@ pub(crate) fn missing(need: Need) -> Vec<Missing> {
         .iter()
         .filter(|row| row.need <= need)
         .collect::<Vec<_>>();
-    let libraries = if need == Need::Test {
+    let libraries = if need >= Need::Test {
         libraries()
     } else {
         String::new()
@@ -157,8 +217,23 @@ impl Sign {
                 .lines()
                 .any(|line| line.trim_start().starts_with(start)),
             Self::File(paths) => paths.iter().any(|path| Path::new(path).exists()),
+            Self::Postgres(name) => postgres(name).is_some(),
         }
     }
+}
+
+/// A program of the newest PostgreSQL, as Debian lays it out or in PATH.
+pub(crate) fn postgres(name: &str) -> Option<PathBuf> {
+    let releases = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let newest = releases
+        .flatten()
+        .filter_map(|entry| {
+            let release: u32 = entry.file_name().to_str()?.parse().ok()?;
+            Some((release, entry.path().join("bin").join(name)))
+        })
+        .filter(|(_, path)| shell::is_program(path))
+        .max();
+    newest.map(|(_, path)| path).or_else(|| shell::which(name))
 }
 
 /// The dynamic linker's list; its program is not in everybody's PATH.
@@ -240,7 +315,8 @@ mod tests {
     fn building_needs_less_than_testing() {
         let count = |need| TABLE.iter().filter(|row| row.need <= need).count();
         assert!(0 < count(Need::Build) && count(Need::Build) < count(Need::Test));
-        assert_eq!(count(Need::Test), TABLE.len());
+        assert!(count(Need::Test) < count(Need::Servers));
+        assert_eq!(count(Need::AllServers), TABLE.len());
     }
 
     #[test]

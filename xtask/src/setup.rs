@@ -42,6 +42,19 @@ pub(crate) fn prepare(need: Need, no_install: bool) -> Result<Toolchain> {
     Ok(Toolchain { rustc, linker })
 }
 
+/// Makes sure that the packages are there, for what builds nothing.
+pub(crate) fn packages(need: Need, no_install: bool) -> Result<()> {
+    let missing = packages::missing(need);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if no_install {
+        packages::advise(&missing);
+        bail!("something is missing, and nothing was installed");
+    }
+    packages::install(&missing)
+}
+
 /// Finds everything, or says what is missing and which commands install it.
 fn only_look(need: Need) -> Result<Toolchain> {
     let missing = packages::missing(need);
