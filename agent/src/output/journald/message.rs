@@ -72,6 +72,9 @@ impl Message {
         self.field("LINGERSCOPE_VERDICT", finding.verdict.id());
         self.field("LINGERSCOPE_CONFIDENCE", finding.confidence.id());
         self.field("LINGERSCOPE_PID", &process.pid.to_string());
+        // What the process is called where it runs: in its container.
+        let inside = process.ns_pid.map(|pid| pid.to_string());
+        self.option("LINGERSCOPE_NS_PID", inside.as_deref());
         self.field("LINGERSCOPE_COMM", process.comm.as_str());
         self.text("LINGERSCOPE_EXE", process.exe.as_ref());
         self.option("LINGERSCOPE_BUILD_ID", process.build_id.as_deref());
@@ -299,6 +302,9 @@ pub(super) mod tests {
             assert_eq!(value(&fields, name), Some(expected), "{name}");
         }
         assert_eq!(value(&fields, "LINGERSCOPE_CONTAINER_ID"), None);
+        assert_eq!(value(&fields, "LINGERSCOPE_NS_PID"), None);
+        let inside = sent("f", |process, _| process.ns_pid = Some(1));
+        assert_eq!(value(&inside, "LINGERSCOPE_NS_PID"), Some("1"));
         assert_eq!(
             value(&fields, "LINGERSCOPE_STACK").unwrap().lines().count(),
             6
