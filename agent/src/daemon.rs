@@ -433,24 +433,20 @@ impl Daemon {
         }
     }
 
-    /// Gives memory back: names of code first, then the process that is least
-    /// urgent.
+    /// Gives memory back: names of code first, then a process.
     fn shrink(&mut self) {
         if !self.symbols.is_empty() {
             self.symbols = Symbols::new();
             return;
         }
-        let least = self
-            .pursuits
-            .iter()
-            .last()
-            .map(|pursuit| pursuit.identity.pid);
-        if let Some(pid) = least {
+        if let Some(identity) = self.pursuits.least() {
             tracing::warn!(
-                pid,
+                pid = identity.pid,
                 "the memory budget is used up: one process less is followed"
             );
-            self.release(pid);
+            self.release(identity.pid);
+            // The next sweep would bring it back, and its memory with it.
+            self.pursuits.refuse(identity, now().monotonic);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Whom the daemon follows, and for how long. Pure; times are passed in.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap},
     time::Duration,
 };
@@ -101,6 +102,14 @@ impl Pursuits {
         self.followed.values()
     }
 
+    /// Whom to give up first: of those of which nothing was found, the newest.
+    pub(super) fn least(&self) -> Option<Identity> {
+        self.followed
+            .values()
+            .min_by_key(|pursuit| (pursuit.found, pursuit.pinned, Reverse(pursuit.since)))
+            .map(|pursuit| pursuit.identity)
+    }
+
     /// How many are followed.
     pub(super) fn len(&self) -> usize {
         self.followed.len()
@@ -170,6 +179,25 @@ mod tests {
         // Somebody waits: the calmest goes, but not before its time.
         assert!(pursuits.to_release(minutes(4), true).is_empty());
         assert_eq!(pursuits.to_release(minutes(12), true), [1]);
+    }
+
+    #[test]
+    fn findings_are_given_up_last() {
+        let mut pursuits = Pursuits::default();
+        assert_eq!(pursuits.least(), None);
+        pursuits.begin(process(7), false, minutes(0));
+        pursuits.begin(process(8), true, minutes(3));
+        pursuits.begin(process(9), false, minutes(1));
+        pursuits.begin(process(1), false, minutes(2));
+        assert_eq!(pursuits.least(), Some(process(1)));
+        if let Some(pursuit) = pursuits.get_mut(1) {
+            pursuit.found = true;
+        }
+        for (pid, next) in [(9, 7), (7, 8), (8, 1)] {
+            assert_eq!(pursuits.least(), Some(process(pid)));
+            pursuits.end(pid);
+            assert_eq!(pursuits.least(), Some(process(next)));
+        }
     }
 
     #[test]
