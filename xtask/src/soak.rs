@@ -65,15 +65,11 @@ fn watch(options: &Options, built: &Built) -> Result<()> {
             processes,
         });
         if begin.elapsed() >= step {
-            step += options.time / ROWS;
             // A run that is stopped early has shown something, too.
-            eprintln!(
-                "soak: {}",
-                samples::table(&samples, options.time / ROWS)
-                    .lines()
-                    .last()
-                    .unwrap_or_default()
-            );
+            let whole = samples.partition_point(|sample: &Sample| sample.at <= step);
+            let table = samples::table(&samples[..whole], options.time / ROWS);
+            eprintln!("soak: {}", table.lines().last().unwrap_or_default());
+            step += options.time / ROWS;
         }
     }
     let attention = daemon.attention();
