@@ -216,7 +216,7 @@ impl Governor {
                 budget.window.as_millis()
             );
             // A busy moment of the host may have been the cause.
-            let worn = |learnt: Duration, base: Duration| learnt.mul_f64(0.7).max(base);
+            let worn = |learnt: Duration, base: Duration| learnt.mul_f64(0.5).max(base);
             self.costs.attach = worn(self.costs.attach, self.base.attach);
             self.costs.detach = worn(self.costs.detach, self.base.detach);
             watched.refused = Some((now + SLOW_AGAIN, why.clone()));
