@@ -1,7 +1,11 @@
 //! What being observed does to a program's answers: throughput and
 //! percentiles of latency with lingerscope against without, by turns in one
 //! run. `cargo xtask bench`, or this program with `SECONDS` per turn.
-#![expect(clippy::print_stdout, reason = "its output is its purpose")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "its output is its purpose"
+)]
 
 #[path = "latency/answers.rs"]
 mod answers;
