@@ -1,5 +1,6 @@
 //! Threads and tasks that wait in every way that `lingerscope inspect` tells
-//! apart. Each waits for ever in a function of its own.
+//! apart. Each waits for ever in a function of its own, with a result of its own,
+//! so that the compiler does not make one of two.
 #![expect(clippy::print_stdout, reason = "the driver waits for these lines")]
 
 use std::{
@@ -15,12 +16,12 @@ fn lock(mutex: &Mutex<u8>) -> MutexGuard<'_, u8> {
 
 #[inline(never)]
 fn task_on_lock(taken: &Mutex<u8>) -> u8 {
-    *lock(taken)
+    *lock(taken) ^ 1
 }
 
 #[inline(never)]
 fn task_on_channel(receiver: &mpsc::Receiver<u8>) -> u8 {
-    receiver.recv().unwrap_or(0)
+    receiver.recv().unwrap_or(1)
 }
 
 #[inline(never)]
@@ -34,17 +35,17 @@ fn task_on_condvar(never: &(Mutex<u8>, Condvar)) -> u8 {
 
 #[inline(never)]
 fn closure_on_lock(taken: &Mutex<u8>) -> u8 {
-    *lock(taken)
+    *lock(taken) ^ 2
 }
 
 #[inline(never)]
 fn thread_on_lock(taken: &Mutex<u8>) -> u8 {
-    *lock(taken)
+    *lock(taken) ^ 3
 }
 
 #[inline(never)]
 fn thread_on_channel(receiver: &mpsc::Receiver<u8>) -> u8 {
-    receiver.recv().unwrap_or(0)
+    receiver.recv().unwrap_or(2)
 }
 
 /// Long enough to be a thread of the pool, and then an idle one.
@@ -64,19 +65,19 @@ fn main() -> std::io::Result<()> {
         .build()?;
     let (_sender, receiver) = mpsc::channel::<u8>();
     let receiver = Arc::new(Mutex::new(receiver));
-    thread::spawn(move || thread_on_lock(taken));
+    thread::spawn(move || std::hint::black_box(thread_on_lock(taken)));
     let (_other, others) = mpsc::channel::<u8>();
-    thread::spawn(move || thread_on_channel(&others));
+    thread::spawn(move || std::hint::black_box(thread_on_channel(&others)));
     println!("PID {}", id());
     runtime.block_on(async {
-        tokio::spawn(async move { task_on_lock(taken) });
+        tokio::spawn(async move { std::hint::black_box(task_on_lock(taken)) });
         let mine = Arc::clone(&receiver);
         tokio::spawn(async move {
             let receiver = mine.lock().unwrap_or_else(PoisonError::into_inner);
-            task_on_channel(&receiver)
+            std::hint::black_box(task_on_channel(&receiver))
         });
         tokio::spawn(async move { task_on_condvar(never) });
-        tokio::task::spawn_blocking(move || closure_on_lock(taken));
+        tokio::task::spawn_blocking(move || std::hint::black_box(closure_on_lock(taken)));
         for _ in 0..4 {
             tokio::task::spawn_blocking(short_closure);
         }

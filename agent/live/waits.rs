@@ -14,14 +14,11 @@ use crate::{
     trial,
 };
 
-/// Seconds of each inspection: a wait counts when it took half of that.
-const WATCHED: u32 = 9;
-
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("waits::classes", classes),
-        trial("waits::blocked_while_watched", || blocked("5", 1, "trace")),
-        trial("waits::blocked_before", || blocked("0", 2, "auto")),
+        trial("waits::blocked_while_watched", || blocked("3", 1, 14)),
+        trial("waits::blocked_before", || blocked("0", 2, 10)),
         trial("waits::healthy_twin", healthy_twin),
     ]
 }
@@ -82,22 +79,15 @@ fn classes() -> Result<()> {
 }
 
 /// A consumer waits for a lock while its queue grows.
-fn blocked(delay: &str, alone: u64, mode: &str) -> Result<()> {
-    let arguments = [
-        "--leak",
-        "blocked-consumer",
-        "--rate",
-        "200",
-        "--size",
-        "8192",
-    ];
+fn blocked(delay: &str, alone: u64, watched: u32) -> Result<()> {
+    let arguments = "--leak blocked-consumer --rate 200 --size 8192 --workers 4 --delay";
     let path = lab::plain_example("server")?;
-    let program = Program::start(&path, &[&arguments[..], &["--delay", delay]].concat())?;
+    let arguments: Vec<&str> = arguments.split(' ').chain([delay]).collect();
+    let program = Program::start(&path, &arguments)?;
     let pid = program.pid();
     thread::sleep(Duration::from_secs(alone));
-    let watched = if delay == "0" { WATCHED } else { 2 * WATCHED };
-    let report = Inspection::by_mode(mode, watched)?
-        .arguments(["-p", &pid.to_string(), "--fail-on", "suspected"])
+    let report = Inspection::of(pid, watched)?
+        .arguments(["--fail-on", "suspected"])
         .run()?;
     report.expect_code(&[3])?;
     let document = report.process(pid)?;
@@ -149,7 +139,7 @@ fn healthy_twin() -> Result<()> {
     let arguments = ["--healthy", "blocked-consumer", "--rate", "400"];
     let program = Program::start(&path, &arguments)?;
     let pid = program.pid();
-    let report = Inspection::of(pid, WATCHED)?.run()?;
+    let report = Inspection::of(pid, 8)?.run()?;
     ensure!(
         report
             .findings(pid)?

@@ -24,6 +24,8 @@ const STACK_NS: f64 = 2500.0;
 const SHARE: f64 = 0.002;
 /// What was paid too much is waited for, so long at most.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// Places that are looked at, those with the longest waits.
+const MAX_PLACES: usize = 256;
 /// Task ids count up from 1; what is larger is no id.
 const MAX_TASK_ID: u64 = 1 << 44;
 
@@ -83,6 +85,10 @@ impl Following {
             ("waits_without_stack", counts.without_stack),
             ("waits_without_room", counts.unrecorded),
             ("wait_stacks_untold", counts.untold),
+            (
+                "wait_places_not_looked_at",
+                self.known.totals.len().saturating_sub(MAX_PLACES) as u64,
+            ),
         ]
         .into_iter()
     }
@@ -93,7 +99,10 @@ impl Following {
         if known.followed.is_zero() {
             return None;
         }
-        let ended = known.totals.iter().map(|(place, totals)| EndedWaits {
+        // Each costs a look at its functions' names.
+        let mut totals: Vec<_> = known.totals.iter().collect();
+        totals.sort_by_key(|(_, totals)| std::cmp::Reverse(totals.total_ns));
+        let ended = totals.into_iter().take(MAX_PLACES).map(|(place, totals)| EndedWaits {
             stack: stack(place),
             task: task(place),
             contended: place.hints & Place::CONTENDED != 0,

@@ -72,8 +72,15 @@ const BLOCK_ON: &[&str] = &[
 /// What a stack waits on and for whom, innermost frame first. `contended`: the
 /// futex says that it is a lock which is taken.
 pub fn classify(frames: &[Frame], contended: bool) -> (Class, On) {
-    let on = on(frames, contended);
-    (class(frames, on), on)
+    let on = on(frames);
+    let class = class(frames, on);
+    // A number of other meaning may look the same: it only helps where nothing
+    // of that kind is to be expected.
+    let on = match (class, on) {
+        (Class::Task, On::Unknown) if contended => On::Lock,
+        _ => on,
+    };
+    (class, on)
 }
 
 fn names<'a>(frames: impl Iterator<Item = &'a Frame>) -> Vec<&'a str> {
@@ -84,7 +91,7 @@ fn names<'a>(frames: impl Iterator<Item = &'a Frame>) -> Vec<&'a str> {
 
 /// Only the frames inside the program's own say on what it waits: its caller
 /// may hold or wait for other things.
-fn on(frames: &[Frame], contended: bool) -> On {
+fn on(frames: &[Frame]) -> On {
     let inside = frames.iter().position(is_user_frame);
     let inner = frames.get(..inside.unwrap_or(frames.len()));
     // Demanglers write `<path::Type>::method` and `path::Type<T>::method` alike.
@@ -108,8 +115,6 @@ fn on(frames: &[Frame], contended: bool) -> On {
         On::Thread
     } else if any(PARKS) {
         On::Park
-    } else if contended && !frames.is_empty() {
-        On::Lock
     } else {
         On::Unknown
     }
