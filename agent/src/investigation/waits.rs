@@ -102,14 +102,17 @@ impl Following {
         // Each costs a look at its functions' names.
         let mut totals: Vec<_> = known.totals.iter().collect();
         totals.sort_by_key(|(_, totals)| std::cmp::Reverse(totals.total_ns));
-        let ended = totals.into_iter().take(MAX_PLACES).map(|(place, totals)| EndedWaits {
-            stack: stack(place),
-            task: task(place),
-            contended: place.hints & Place::CONTENDED != 0,
-            count: totals.count,
-            total: Duration::from_nanos(totals.total_ns),
-            longest: Duration::from_nanos(totals.longest_ns),
-        });
+        let ended = totals
+            .into_iter()
+            .take(MAX_PLACES)
+            .map(|(place, totals)| EndedWaits {
+                stack: stack(place),
+                task: task(place),
+                contended: place.hints & Place::CONTENDED != 0,
+                count: totals.count,
+                total: Duration::from_nanos(totals.total_ns),
+                longest: Duration::from_nanos(totals.longest_ns),
+            });
         let open = |(thread, wait): &(u32, Wait), earlier: bool| OpenWait {
             thread: *thread,
             stack: stack(&wait.place),
