@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(
             keys(process),
             "allocators build_id capture cgroup comm command container_id detection_limit_bytes_per_s exe explained_share \
-             findings not_leaks ns_pid pid rss sites start_time tokio uid unit why_not"
+             findings not_leaks ns_pid pid rss sites start_time tokio uid unit waits why_not"
         );
         assert_eq!(
             keys(&process["capture"]),
