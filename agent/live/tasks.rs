@@ -23,6 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("tasks::ids_and_names_are_those_of_the_program", same_tasks),
         trial("tasks::stripped_programs_have_source_lines", stripped),
+        trial("tasks::what_is_remembered_is_the_same", remembered),
         trial("tasks::text_names_types_and_counts", text),
         trial("tasks::stuck_tasks_are_counted", || stuck("server")),
         trial("tasks::stuck_tasks_on_jemalloc", || {
@@ -64,6 +65,12 @@ impl Answer {
     fn to(arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new(lab::lingerscope()?);
         command.arg("tasks").args(arguments);
+        // Nothing that a run before has found out.
+        command.env("CACHE_DIRECTORY", "");
+        Self::of(command)
+    }
+
+    fn of(mut command: Command) -> Result<Self> {
         let output = command.output().context("cannot start lingerscope")?;
         Ok(Self {
             output,
@@ -227,6 +234,60 @@ fn stripped() -> Result<()> {
             kind["location"]
         );
     }
+    Ok(())
+}
+
+/// A second look answers from the cache; a damaged cache is not believed.
+fn remembered() -> Result<()> {
+    let program = Program::start(&lab::stripped_example("tasks")?, &["50"])?;
+    let directory = lab::fresh("cache")?;
+    let look = || -> Result<Value> {
+        let mut command = Command::new(lab::lingerscope()?);
+        command
+            .args(["tasks", "--json", "-p", &program.pid().to_string()])
+            .env("CACHE_DIRECTORY", &directory);
+        let answer = Answer::of(command)?;
+        answer.expect(0, &[])?;
+        serde_json::from_slice(&answer.output.stdout).with_context(|| answer.to_string())
+    };
+    let places = |document: &Value| -> Result<Vec<(Value, BTreeSet<u64>)>> {
+        let types = types(document)?;
+        let mut places: Vec<_> = types
+            .into_iter()
+            .map(|kind| (kind["location"].clone(), ids(kind)))
+            .collect();
+        places.sort_by_key(|(_, ids)| ids.first().copied());
+        Ok(places)
+    };
+    let (first, second) = (look()?, look()?);
+    ensure!(
+        places(&first)? == places(&second)?,
+        "{:?} became {:?}",
+        places(&first)?,
+        places(&second)?
+    );
+    confirmed(&second)?;
+    let mut kept = 0;
+    for file in std::fs::read_dir(&directory)? {
+        let path = file?.path();
+        let mut content = std::fs::read(&path)?;
+        let middle = content.len() / 2;
+        content[middle] ^= 1;
+        std::fs::write(&path, content)?;
+        kept += 1;
+    }
+    let third = look()?;
+    ensure!(
+        kept > 0 && third["read"]["cache_ignored"] == kept,
+        "{kept} files were damaged: {}",
+        third["read"]
+    );
+    ensure!(
+        places(&first)? == places(&third)?,
+        "{:?} became {:?}",
+        places(&first)?,
+        places(&third)?
+    );
     Ok(())
 }
 

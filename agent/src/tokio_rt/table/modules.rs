@@ -29,7 +29,7 @@ use crate::{
 /// Files that are looked at.
 const MAX_FILES: usize = 1024;
 /// An analysis that took less is not worth a file.
-const WORTH: Duration = Duration::from_millis(10);
+const WORTH: Duration = Duration::from_millis(2);
 
 /// A file with Tokio in it.
 pub(super) struct OpenModule {
