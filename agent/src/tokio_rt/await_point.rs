@@ -35,6 +35,8 @@ const MAX_TIME: Duration = Duration::from_secs(10);
 const MAX_POINTS: usize = 4096;
 /// Longest path.
 const MAX_PATH: usize = 512;
+/// So far apart are the two ways to read the words of one vtable.
+const OTHER_ORDER: u64 = 24;
 /// Largest place in a cell.
 const MAX_OFFSET: u64 = 1 << 26;
 
@@ -77,11 +79,27 @@ impl AwaitPoints {
     }
 }
 
-/// Finds the points of the futures behind vtables, by the vtables' addresses.
+/// Finds the points of the futures behind vtables, by the vtables' addresses;
+/// `all` are the file's vtables, in use or not.
 pub fn find<'data, R: ReadRef<'data>>(
     elf: &Elf<'data, R>,
     vtables: &[Vtable],
+    all: &[Vtable],
 ) -> BTreeMap<u64, AwaitPoints> {
+    let mut places: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    for vtable in all.iter().chain(vtables) {
+        let place = places.entry(vtable.poll());
+        let (low, high) = place.or_insert((vtable.address, vtable.address));
+        (*low, *high) = ((*low).min(vtable.address), (*high).max(vtable.address));
+    }
+    // Where the compiler has made one function of several, debug information
+    // names the future of one of them.
+    let is_alone = |vtable: &&Vtable| {
+        let place = places.get(&vtable.poll());
+        place.is_some_and(|(low, high)| high - low <= OTHER_ORDER)
+    };
+    let vtables: Vec<Vtable> = vtables.iter().filter(is_alone).cloned().collect();
+    let vtables = vtables.as_slice();
     if vtables.is_empty() || elf::section(elf, ".debug_info").is_none() {
         return BTreeMap::new();
     }

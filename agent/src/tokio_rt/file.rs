@@ -108,7 +108,7 @@ pub struct Answers {
 /// Names futures.
 pub fn name<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>, questions: &Questions) -> Answers {
     let mut answers = Answers {
-        await_points: await_point::find(elf, &questions.vtables),
+        await_points: await_point::find(elf, &questions.vtables, &questions.all),
         ..Answers::default()
     };
     let Some(image) = Image::of(elf) else {

@@ -66,6 +66,11 @@ impl Build {
         self.profile.is_none_or(|lines| lines.contains("debug = 2"))
     }
 
+    /// Whether it is as developers run it, unoptimised.
+    pub(crate) fn is_debug(&self) -> bool {
+        self.profile.is_none()
+    }
+
     /// Whether this version's tasks can be listed.
     pub(crate) fn is_readable(&self) -> bool {
         !TOO_OLD.contains(&self.tokio)
