@@ -486,7 +486,7 @@ pub(super) mod tests {
         assert_eq!(
             keys(&value["types"][0]["tasks"][0]),
             "age_s blocks bytes cancelled cell id idle_s join_handle join_waker owner references \
-             spawned_at state thread"
+             spawned_at state thread waits_at"
         );
         assert_eq!(
             keys(&value["modules"][0]),
