@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let seconds: u64 = arguments.next().ok_or("service FILE SECONDS")?.parse()?;
     let mut file = BufWriter::with_capacity(1 << 16, File::create(file)?);
     let rounds = calibrate();
-    let mut held = allocate();
+    let mut held = Vec::new();
     println!("PID {}", std::process::id());
     let end = Instant::now() + Duration::from_secs(seconds);
     loop {
@@ -37,8 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             return Ok(());
         }
         black_box(work(rounds));
-        held = allocate();
-        black_box(&held);
+        drop(std::mem::replace(&mut held, allocate()));
         let took = begin.elapsed().as_nanos() as u64;
         file.write_all(&monotonic_ns().to_le_bytes())?;
         file.write_all(&took.to_le_bytes())?;

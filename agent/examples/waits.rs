@@ -54,13 +54,17 @@ fn short_closure() {
     thread::sleep(Duration::from_millis(1));
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "waiting is the point, nothing is sent"
+)]
 fn main() -> std::io::Result<()> {
     let taken: &'static Mutex<u8> = Box::leak(Box::default());
     let never: &'static (Mutex<u8>, Condvar) = Box::leak(Box::default());
     let _held = lock(taken);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(6)
-        .thread_keep_alive(Duration::from_secs(600))
+        .thread_keep_alive(Duration::from_mins(10))
         .enable_all()
         .build()?;
     let (_sender, receiver) = mpsc::channel::<u8>();

@@ -74,12 +74,18 @@ fn rotate(journal: &Mutex<u64>, broken: bool) {
     loop {
         let taken = lock(journal);
         thread::sleep(Duration::from_millis(1));
-        while broken {
-            // A confirmation that never comes.
-            thread::park();
+        if broken {
+            wait_for_confirmation();
         }
         drop(taken);
         thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// It never comes.
+fn wait_for_confirmation() {
+    loop {
+        thread::park();
     }
 }
 
