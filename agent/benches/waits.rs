@@ -165,6 +165,7 @@ impl Subject {
         let signal = if stop { libc::SIGSTOP } else { libc::SIGCONT };
         // SAFETY: kill takes two numbers.
         ensure!(
+            // SAFETY: takes two numbers; the child is ours and not yet waited for.
             unsafe { libc::kill(self.child.id() as i32, signal) } == 0,
             "the measured program has ended"
         );

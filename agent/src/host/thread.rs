@@ -72,8 +72,8 @@ mod tests {
 
     #[test]
     fn a_waiting_thread_does_not_run() {
-        let (told, tell) = std::sync::mpsc::channel::<u32>();
-        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let (told, tell) = std::sync::mpsc::sync_channel::<u32>(1);
+        let (end, ended) = std::sync::mpsc::sync_channel::<()>(1);
         let thread = std::thread::spawn(move || {
             // SAFETY: takes nothing and cannot fail.
             let _ = told.send(unsafe { libc::gettid() } as u32);
