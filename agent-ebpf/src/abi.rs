@@ -5,11 +5,12 @@ pub mod fault;
 pub mod futex;
 pub mod heap;
 pub mod loss;
+pub mod place;
 pub mod stack;
 
 /// Changes with every change of a layout; the loader refuses an object that
 /// was built for another version.
-pub const ABI_VERSION: u64 = 4;
+pub const ABI_VERSION: u64 = 5;
 
 /// Fails the build when a layout changes by accident.
 macro_rules! assert_size {

@@ -8,9 +8,15 @@
 )]
 
 #[cfg(target_arch = "bpf")]
+mod live;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod programs;
+#[cfg(target_arch = "bpf")]
+mod sites;
+#[cfg(target_arch = "bpf")]
+mod threads;
 #[cfg(target_arch = "bpf")]
 mod unwind;
 

@@ -1,15 +1,18 @@
 //! Every map, with the reason for its size.
 
+use core::arch::asm;
+
 use agent_ebpf::abi::{
     ABI_VERSION,
     fault::FaultSite,
     futex::{MAX_PLACES, MAX_WAITING, Place, Wait, WaitAllowance, WaitCounts, WaitTotals},
     heap::{Block, BlockKey, MAX_TARGETS, Site, Target, TargetCounts},
+    place::{self, BlockPlace, PLACES as PLACE_COUNT, SITE_PLACES as SITE_PLACE_COUNT, SitePlace},
     stack::{CHUNK_ROWS, MAX_CHUNKS, MAX_FRAMES, Mappings, Row},
 };
 use agent_ebpf::logic::rules::RULES as RULE_COUNT;
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array as BtfArray, ArrayOfMaps},
     macros::{btf_map, map},
     maps::{Array, HashMap, PerCpuArray, RingBuf},
@@ -37,7 +40,7 @@ pub(crate) struct Rules {
 /// Counters that many things share by a hash of what they are.
 #[repr(C)]
 pub(crate) struct Tally<const COUNTERS: usize> {
-    counters: [u64; COUNTERS],
+    pub counters: [u64; COUNTERS],
 }
 
 /// The counter that a number shares.
@@ -62,6 +65,8 @@ pub(crate) const WINDOW_WORDS: usize = 1024;
 /// uprobe programs can be preempted.
 #[repr(C)]
 pub(crate) struct Thread {
+    /// In a place: thread group id and thread id; 0: the place is free.
+    pub owner: u64,
     /// Non-zero while an allocating function that must be seen to return runs.
     pub active: u64,
     /// Stack pointer at its entry.
@@ -150,10 +155,13 @@ pub(crate) fn open_calls(thread_id: u64) -> Option<*mut u64> {
     tally(&OPEN, thread_id)
 }
 
-/// Counts the live blocks at some addresses, this one among them.
+/// Adds to a counter in a map; programs on one CPU can preempt each other.
 #[inline(always)]
-pub(crate) fn live_at(address: u64) -> Option<*mut u64> {
-    tally(&LIVE_AT, address)
+pub(crate) fn add(counter: *mut u64, value: u64) {
+    // The target is said to lack atomics, so `AtomicU64::fetch_add` does not
+    // exist there; the instruction does, on every kernel with uprobes.
+    // SAFETY: an aligned word of a map value.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) value) };
 }
 
 /// 512 KiB each; user space fills them as files appear.
@@ -168,9 +176,11 @@ pub(crate) static RULES: Array<Rules> = Array::with_max_entries(1, 0);
 /// truth; what vanishes unseen leaves it at more, which costs look-ups.
 #[map]
 static OPEN: Array<Tally<4096>> = Array::with_max_entries(1, 0);
-/// Live blocks, by address, in the same way.
+/// Live blocks, by address, in the same way: those with a place and those in
+/// the table, a half of each counter. User space takes off what it removes.
 #[map]
-static LIVE_AT: Array<Tally<32_768>> = Array::with_max_entries(1, 0);
+pub(crate) static COUNTERS: Array<Tally<{ place::COUNTERS }>> =
+    Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// 12 KiB each, allocated for targets only; replaced as a whole.
 #[map]
 pub(crate) static MAPPINGS: HashMap<u32, Mappings> =
@@ -183,12 +193,21 @@ pub(crate) static TARGETS: Array<Target> = Array::with_max_entries(MAX_TARGETS, 
 /// space. Apart from `TARGETS`, because user space rewrites that as a whole.
 #[map]
 pub(crate) static EPOCHS: Array<u32> = Array::with_max_entries(MAX_TARGETS, 0);
+/// `generation` of each target's mappings, indexed like `TARGETS`; 0: none are
+/// known. Spares looking up mappings where all rules are remembered.
+#[map]
+pub(crate) static GENERATIONS: Array<u32> = Array::with_max_entries(MAX_TARGETS, 0);
 /// Slot of each target, for the process events.
 #[map]
 pub(crate) static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGETS, 0);
 /// Indexed like `TARGETS`.
 #[map]
 pub(crate) static COUNTS: PerCpuArray<TargetCounts> = PerCpuArray::with_max_entries(MAX_TARGETS, 0);
+/// In front of `THREADS`, see `threads`.
+pub(crate) const THREAD_PLACE_COUNT: u32 = 256;
+/// 9.4 KiB each.
+#[map]
+pub(crate) static THREAD_PLACES: Array<Thread> = Array::with_max_entries(THREAD_PLACE_COUNT, 0);
 /// 9.4 KiB each, allocated for threads that were sampled.
 #[map]
 pub(crate) static THREADS: HashMap<u64, Thread> =
@@ -196,10 +215,18 @@ pub(crate) static THREADS: HashMap<u64, Thread> =
 /// A zeroed thread: too big for the 512 bytes of a program's stack.
 #[map]
 pub(crate) static NEW_THREAD: Array<Thread> = Array::with_max_entries(1, 0);
+/// In front of `LIVE`, see `live`. 4 MiB; user space reads and clears it in its
+/// own memory.
+#[map]
+pub(crate) static PLACES: Array<BlockPlace> = Array::with_max_entries(PLACE_COUNT, BPF_F_MMAPABLE);
 /// About 110 bytes each; the loader sets the size. Preallocated, because the
 /// kernel's allocator may refuse in bursts.
 #[map]
 pub(crate) static LIVE: HashMap<BlockKey, Block> = HashMap::with_max_entries(262_144, 0);
+/// In front of `SITES`, see `sites`.
+#[map]
+pub(crate) static SITE_PLACES: Array<SitePlace> =
+    Array::with_max_entries(SITE_PLACE_COUNT, BPF_F_MMAPABLE);
 /// By hash of the stack.
 #[map]
 pub(crate) static SITES: HashMap<u64, Site> = HashMap::with_max_entries(65_536, 0);

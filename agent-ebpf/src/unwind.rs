@@ -9,12 +9,12 @@ use core::{arch::asm, ffi::c_void, ptr};
 
 use agent_ebpf::abi::{
     event::{Header, MappingRecord, StackRecord},
-    stack::{CHUNK_ROWS, MAX_FRAMES, MAX_MAPPINGS, Mappings, Row, StackEnd},
+    stack::{CHUNK_ROWS, MAX_FRAMES, MAX_MAPPINGS, Row, StackEnd},
 };
 use agent_ebpf::logic::{rows, rules};
 use aya_ebpf::helpers::{bpf_loop, bpf_probe_read_user, generated};
 
-use crate::maps::{MAPPINGS, RING, RULES, Rules, TABLES, Thread, WINDOW_WORDS};
+use crate::maps::{GENERATIONS, MAPPINGS, RING, RULES, Rules, TABLES, Thread, WINDOW_WORDS};
 
 /// Offsets in the x86-64 signal frame: the trampoline finds `ucontext` at the
 /// stack pointer; `uc_mcontext` starts 40 bytes in, one word per register
@@ -29,9 +29,9 @@ struct Walk {
     ip: u64,
     sp: u64,
     bp: u64,
-    mappings: *const Mappings,
     thread: *mut Thread,
     rules: *mut Rules,
+    tgid: u64,
     /// Index of the mapping of the last frame.
     mapping: u64,
     /// 1: `ip` is exact. 0: a return address, one past the call.
@@ -328,7 +328,10 @@ unsafe fn search(walk: &mut Walk) -> i64 {
     // SAFETY: `unwind` passes its own state; the pointers in it are map values.
     unsafe {
         let thread = walk.thread;
-        let mappings = walk.mappings;
+        let Some(mappings) = MAPPINGS.get_ptr(walk.tgid as u32) else {
+            (*thread).end = StackEnd::UnknownMapping as u64;
+            return 1;
+        };
         let lookup = walk.ip.wrapping_sub(walk.exact ^ 1);
 
         let len = (*mappings).len;
@@ -369,7 +372,7 @@ unsafe fn search(walk: &mut Walk) -> i64 {
             let entry = &raw mut (*walk.rules).entries[rules::place(walk.ip)];
             ptr::write_volatile(
                 &raw mut (*entry).seal,
-                rules::seal(walk.ip, rule, walk.generation),
+                rules::seal(walk.ip, rule, (*mappings).generation),
             );
             ptr::write_volatile(&raw mut (*entry).rule, rule);
         }
@@ -468,22 +471,40 @@ fn mix(hash: u64, value: u64) -> u64 {
     hash.wrapping_add(value).wrapping_mul(0x517c_c1b7_2722_0a95)
 }
 
+/// Whose stack it is.
+#[derive(Clone, Copy)]
+pub(crate) struct Owner {
+    tgid: u32,
+    /// Of its mappings; 0: there are none.
+    generation: u32,
+}
+
+impl Owner {
+    /// The process of a target's slot. The mappings themselves are looked up
+    /// when a rule is not remembered.
+    #[inline(always)]
+    pub(crate) fn new(tgid: u32, slot: u32) -> Self {
+        let generation = GENERATIONS.get(slot).copied().unwrap_or(0);
+        Self { tgid, generation }
+    }
+}
+
 /// Unwinds from the entry of a function. Fills the thread's `frames`,
 /// `frame_count`, `end` and `hash`. `seed` keeps the stacks of different
 /// processes apart.
 #[inline(always)]
-pub(crate) fn unwind(thread: *mut Thread, tgid: u32, seed: u64, ip: u64, sp: u64, bp: u64) {
+pub(crate) fn unwind(thread: *mut Thread, of: Owner, seed: u64, ip: u64, sp: u64, bp: u64) {
     // SAFETY: the thread's own map value.
     unsafe {
         (*thread).frame_count = 1;
         (*thread).end = StackEnd::TooDeep as u64;
         (*thread).hash = mix(seed, ip);
         (*thread).frames[0] = ip;
-        let Some(mappings) = MAPPINGS.get_ptr(tgid) else {
+        if of.generation == 0 {
             (*thread).end = StackEnd::UnknownMapping as u64;
-            report_unknown(tgid, ip);
+            report_unknown(of.tgid, ip);
             return;
-        };
+        }
         // At a probed instruction of an allocating function the stack pointer
         // points at the return address, also where the function has no unwind
         // rows, as in musl.
@@ -496,19 +517,13 @@ pub(crate) fn unwind(thread: *mut Thread, tgid: u32, seed: u64, ip: u64, sp: u64
             return;
         };
         push(thread, caller);
-        walk(thread, tgid, mappings, [caller, sp + 8, bp], 0);
+        walk(thread, of, [caller, sp + 8, bp], 0);
     }
 }
 
 /// Walks on from these `ip`, `sp` and `bp`.
 #[inline(always)]
-unsafe fn walk(
-    thread: *mut Thread,
-    tgid: u32,
-    mappings: *const Mappings,
-    registers: [u64; 3],
-    exact: u64,
-) {
+unsafe fn walk(thread: *mut Thread, of: Owner, registers: [u64; 3], exact: u64) {
     // SAFETY: map values.
     unsafe {
         let Some(rules) = RULES.get_ptr_mut(0) else {
@@ -519,12 +534,12 @@ unsafe fn walk(
             ip,
             sp,
             bp,
-            mappings,
             thread,
             rules,
+            tgid: u64::from(of.tgid),
             mapping: 0,
             exact,
-            generation: (*mappings).generation,
+            generation: of.generation,
             wanted: 0,
         };
         bpf_loop(
@@ -538,7 +553,7 @@ unsafe fn walk(
             (*thread).bottom = walk.sp;
         }
         if (*thread).end == StackEnd::UnknownMapping as u64 {
-            report_unknown(tgid, walk.ip);
+            report_unknown(of.tgid, walk.ip);
         }
         // 0 stands for "no stack kept"
         if (*thread).hash == 0 {
@@ -549,22 +564,22 @@ unsafe fn walk(
 
 /// As [`unwind`], from any instruction.
 #[inline(always)]
-pub(crate) fn unwind_fault(thread: *mut Thread, tgid: u32, seed: u64, ip: u64, sp: u64, bp: u64) {
+pub(crate) fn unwind_fault(thread: *mut Thread, of: Owner, seed: u64, ip: u64, sp: u64, bp: u64) {
     // SAFETY: a map value that no other program uses now.
     unsafe {
         (*thread).frame_count = 0;
         (*thread).end = StackEnd::TooDeep as u64;
         (*thread).hash = seed;
         push(thread, ip | StackRecord::EXACT);
-        let Some(mappings) = MAPPINGS.get_ptr(tgid) else {
+        if of.generation == 0 {
             (*thread).end = StackEnd::UnknownMapping as u64;
-            report_unknown(tgid, ip);
+            report_unknown(of.tgid, ip);
             return;
-        };
+        }
         // The memory served another thread before.
         (*thread).bottom = 0;
         (*thread).window_room = 0;
-        walk(thread, tgid, mappings, [ip, sp, bp], 1);
+        walk(thread, of, [ip, sp, bp], 1);
     }
 }
 

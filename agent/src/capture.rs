@@ -18,8 +18,10 @@ pub mod object;
 pub mod origin;
 pub mod probe_point;
 pub mod probes;
+mod records;
 pub mod refusal;
 pub mod ring;
+mod shared;
 pub mod tables;
 pub mod target;
 mod thread_events;
@@ -31,7 +33,7 @@ use std::{
     path::PathBuf,
 };
 
-use agent_ebpf::abi::heap::{Block, BlockKey, MAX_TARGETS, Site, TargetCounts, TaskIdRecipe};
+use agent_ebpf::abi::heap::{Block, MAX_TARGETS, Site, TargetCounts, TaskIdRecipe};
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 
@@ -464,29 +466,22 @@ impl Capture {
         let mut readings: HashMap<TargetId, Reading> =
             epochs.keys().map(|id| (*id, Reading::default())).collect();
         let current = |tgid: u32, epoch: u32| epochs.get(&tgid) == Some(&epoch);
+        let records = self.object.records();
         // Sites first: a block that is live now was counted there before.
-        // SAFETY: the map's own types.
-        unsafe {
-            bpf::read_all(self.object.map("SITES")?, |hash: u64, site: Site| {
-                if current(site.tgid, site.epoch)
-                    && let Some(reading) = readings.get_mut(&site.tgid)
-                {
-                    reading.sites.push((hash, site));
-                }
-            })
-        }
-        .context("cannot read the table of allocation sites")?;
-        // SAFETY: as above.
-        unsafe {
-            bpf::read_all(self.object.map("LIVE")?, |key: BlockKey, block: Block| {
-                if current(key.tgid, key.epoch)
-                    && let Some(reading) = readings.get_mut(&key.tgid)
-                {
-                    reading.live.push((key.address, block));
-                }
-            })
-        }
-        .context("cannot read the table of live blocks")?;
+        records.sites(self.object.map("SITES")?, |hash, site| {
+            if current(site.tgid, site.epoch)
+                && let Some(reading) = readings.get_mut(&site.tgid)
+            {
+                reading.sites.push((hash, site));
+            }
+        })?;
+        records.blocks(self.object.map("LIVE")?, |key, block| {
+            if current(key.tgid, key.epoch)
+                && let Some(reading) = readings.get_mut(&key.tgid)
+            {
+                reading.live.push((key.address, block));
+            }
+        })?;
         Ok(readings)
     }
 

@@ -131,14 +131,23 @@ pub struct Target {
     /// Sampling mean in bytes; 0 or 1: every allocation;
     /// [`Target::COUNT_ONLY`]: none.
     pub mean: u64,
+    /// [`crate::logic::sampling::scale`] of the mean.
+    pub scale: u64,
     /// Where the Tokio task id is.
     pub task_id: TaskIdRecipe,
 }
-assert_size!(Target, 40);
+assert_size!(Target, 48);
 
 impl Target {
     /// A mean that records nothing: calls are only counted.
     pub const COUNT_ONLY: u64 = u64::MAX;
+
+    /// Sets the mean. A call that is just being looked at may be sampled by the
+    /// one and recorded under the other.
+    pub const fn set_mean(&mut self, mean: u64) {
+        self.mean = mean;
+        self.scale = crate::logic::sampling::scale(mean);
+    }
 }
 
 /// Names a live block.
@@ -170,6 +179,17 @@ pub struct Block {
     pub mean: u64,
 }
 assert_size!(Block, 40);
+
+impl Block {
+    /// No block.
+    pub const NONE: Self = Self {
+        size: 0,
+        born_ns: 0,
+        stack: 0,
+        task: 0,
+        mean: 0,
+    };
+}
 
 /// What one allocation site did since the capture began; sampled events,
 /// unweighted.

@@ -8,22 +8,27 @@
 /// Fixed point: one mean distance.
 pub const UNIT: u64 = 1 << 20;
 
-/// Sizes are capped here before they are scaled: 2^40 bytes.
-const SIZE_CAP: u64 = 1 << 40;
+/// log2 of the fixed point of [`scale`].
+const SCALE_SHIFT: u32 = 32;
+
+/// No gap is as long as this: 33·ln 2 means are the longest.
+const FAR: u64 = 64 * UNIT;
+
+/// What a mean makes of a byte, so that [`distance`] needs no division.
+#[inline]
+pub const fn scale(mean: u64) -> u64 {
+    (UNIT << SCALE_SHIFT) / if mean == 0 { 1 } else { mean }
+}
 
 /// How far a block of `size` bytes moves along the stream, in 1/[`UNIT`]
-/// means. An empty block counts as one byte.
+/// means; `scale` is that of the mean. An empty block counts as one byte.
 #[inline]
-pub fn distance(size: u64, mean: u64) -> u64 {
-    let size = if size == 0 {
-        1
-    } else if size > SIZE_CAP {
-        SIZE_CAP
-    } else {
-        size
-    };
-    let mean = if mean == 0 { 1 } else { mean };
-    let d = (size * UNIT) / mean;
+pub const fn distance(size: u64, mean: u64, scale: u64) -> u64 {
+    if size >> 6 >= mean {
+        return FAR;
+    }
+    // Below 2^59.
+    let d = (size * scale) >> SCALE_SHIFT;
     if d == 0 { 1 } else { d }
 }
 
@@ -136,6 +141,25 @@ mod tests {
     }
 
     #[test]
+    fn distance_is_the_share_of_the_mean() {
+        for mean in [1u64, 2, 3, 4096, 65_537, 512 << 10, 1 << 40] {
+            for size in [0u64, 1, 16, 4095, 1 << 20, 1 << 33, 1 << 45, u64::MAX] {
+                let exact = (u128::from(size) * u128::from(UNIT) / u128::from(mean)).max(1);
+                let d = u128::from(distance(size, mean, scale(mean)));
+                if exact >= u128::from(FAR) {
+                    assert_eq!(d, u128::from(FAR), "{size} of {mean}");
+                } else {
+                    assert!(
+                        exact.abs_diff(d) <= 1 + (exact >> 12),
+                        "{size} of {mean}: {d}"
+                    );
+                }
+            }
+        }
+        assert!(FAR > gap(0));
+    }
+
+    #[test]
     fn weights_add_up_to_the_truth() {
         let mut state = 1u64;
         let mut random = || {
@@ -149,7 +173,7 @@ mod tests {
             let mut left = gap(random());
             let mut estimate = 0.0;
             for _ in 0..blocks {
-                let d = distance(size, mean);
+                let d = distance(size, mean, scale(mean));
                 if d < left {
                     left -= d;
                     continue;

@@ -59,7 +59,7 @@ fn record(ctx: &PerfEventContext) -> Option<()> {
     let scratch = FAULT_SCRATCH.get_ptr_mut(0)?;
     // Apart from the hashes of allocation stacks.
     let seed = (u64::from(tgid) << 32) | u64::from(epoch) | 1 << 31;
-    unwind::unwind_fault(scratch, tgid, seed, ip, sp, bp);
+    unwind::unwind_fault(scratch, unwind::Owner::new(tgid, slot), seed, ip, sp, bp);
     // SAFETY: map values.
     unsafe {
         let hash = (*scratch).hash;

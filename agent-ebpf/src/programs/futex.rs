@@ -25,11 +25,11 @@ use aya_ebpf::{
     programs::PerfEventContext,
 };
 
-use super::{heap::add, task};
+use super::task;
 use crate::{
     maps::{
         self, EPOCHS, FAULT_SCRATCH, SLOTS, TARGETS, WAIT_ALLOWANCES, WAIT_COUNTS, WAIT_STACKS,
-        WAIT_TOTALS, WAITS, global,
+        WAIT_TOTALS, WAITS, add, global,
     },
     unwind,
 };
@@ -170,7 +170,7 @@ fn record() -> Option<()> {
             }
             _ if is_allowed(slot, clock.now) => {
                 (*counts).unwound += 1;
-                let (stack, complete) = unwound(&wait, &regs, counts)?;
+                let (stack, complete) = unwound(&wait, slot, &regs, counts)?;
                 wait.place.stack = stack;
                 if !complete {
                     wait.repeated = REPEATS;
@@ -229,12 +229,18 @@ unsafe fn is_allowed(slot: u32, now: u64) -> bool {
 
 /// The wait's stack, and whether it is complete.
 #[inline(always)]
-unsafe fn unwound(wait: &Wait, regs: &pt_regs, counts: *mut WaitCounts) -> Option<(u64, bool)> {
+unsafe fn unwound(
+    wait: &Wait,
+    slot: u32,
+    regs: &pt_regs,
+    counts: *mut WaitCounts,
+) -> Option<(u64, bool)> {
     // Events of one CPU cannot preempt each other.
     let scratch = FAULT_SCRATCH.get_ptr_mut(0)?;
     // Apart from the hashes of other stacks.
     let seed = (u64::from(wait.place.tgid) << 32) | u64::from(wait.place.epoch) | 1 << 30;
-    unwind::unwind_fault(scratch, wait.place.tgid, seed, regs.rip, regs.rsp, regs.rbp);
+    let of = unwind::Owner::new(wait.place.tgid, slot);
+    unwind::unwind_fault(scratch, of, seed, regs.rip, regs.rsp, regs.rbp);
     // SAFETY: map values.
     unsafe {
         let hash = (*scratch).hash;

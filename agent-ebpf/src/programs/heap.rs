@@ -4,18 +4,18 @@
 //! an entry that returns 1 spares the target the return trap. `heap_enter` and
 //! `heap_leave` are the same for kernels without sessions.
 
-use core::{arch::asm, ffi::c_void};
+use core::ffi::c_void;
 
 use agent_ebpf::{
     abi::{
-        heap::{Block, BlockKey, Cookie, FunctionKind, Site, Target, TargetCounts},
+        heap::{Block, BlockKey, Cookie, FunctionKind, Target, TargetCounts},
         loss::Loss,
         stack::StackEnd,
     },
     logic::sampling,
 };
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST, pt_regs},
+    bindings::pt_regs,
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_probe_read_user,
         generated::{bpf_get_attach_cookie, bpf_get_func_ip},
@@ -24,17 +24,15 @@ use aya_ebpf::{
 
 use super::task;
 use crate::{
-    maps::{
-        COUNTS, EPOCHS, LIVE, NEW_THREAD, SAMPLER, SITES, TARGETS, THREADS, Thread, live_at,
-        open_calls,
-    },
-    unwind,
+    live::{EXISTS, none_at, put_in, take_out},
+    maps::{COUNTS, EPOCHS, SAMPLER, TARGETS, Thread, add, open_calls},
+    sites, threads, unwind,
 };
 
 /// A call that takes longer than this is taken for one that never returned.
 const ABANDONED_NS: u64 = 100_000_000;
 /// Added to a counter, takes one off.
-pub(super) const LESS: u64 = u64::MAX;
+const LESS: u64 = u64::MAX;
 /// Value of an entry program that needs no return trap.
 const SKIP_RETURN: u32 = 1;
 /// Value of an entry program that wants to see the return.
@@ -79,42 +77,37 @@ extern "C" fn heap_free(ctx: *mut c_void) -> u32 {
 struct Scene {
     target: *const Target,
     counts: *mut TargetCounts,
-    epoch: u32,
     cookie: Cookie,
     thread_id: u64,
     tgid: u32,
 }
 
+impl Scene {
+    /// The target's epoch; most calls need none.
+    #[inline(always)]
+    fn epoch(&self) -> Option<u32> {
+        EPOCHS.get(self.cookie.slot()).copied()
+    }
+}
+
 #[inline(always)]
-fn scene(ctx: *mut c_void) -> Option<Scene> {
+fn scene(ctx: *mut c_void, thread_id: u64) -> Option<Scene> {
     // SAFETY: the kernel's own context.
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx) });
     let target = TARGETS.get_ptr(cookie.slot())?;
-    let thread_id = bpf_get_current_pid_tgid();
     let tgid = (thread_id >> 32) as u32;
     // SAFETY: a map value.
     if unsafe { (*target).tgid } != tgid {
         return None;
     }
     let counts = COUNTS.get_ptr_mut(cookie.slot())?;
-    let epoch = *EPOCHS.get(cookie.slot())?;
     Some(Scene {
         target,
         counts,
-        epoch,
         cookie,
         thread_id,
         tgid,
     })
-}
-
-/// Adds to a counter in a map; programs on one CPU can preempt each other.
-#[inline(always)]
-pub(super) fn add(counter: *mut u64, value: u64) {
-    // The target is said to lack atomics, so `AtomicU64::fetch_add` does not
-    // exist there; the instruction does, on every kernel with uprobes.
-    // SAFETY: an aligned word of a map value.
-    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) value) };
 }
 
 #[inline(always)]
@@ -129,22 +122,9 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// The thread's record, made when it has none.
-#[inline(always)]
-fn thread_record(known: Option<*mut Thread>, id: u64) -> Option<*mut Thread> {
-    if let Some(thread) = known.or_else(|| THREADS.get_ptr_mut(id)) {
-        return Some(thread);
-    }
-    let blank = NEW_THREAD.get_ptr(0)?;
-    // SAFETY: a zeroed map value, never written.
-    let blank = unsafe { &*blank };
-    THREADS.insert(id, blank, u64::from(BPF_ANY)).ok()?;
-    THREADS.get_ptr_mut(id)
-}
-
 /// True once per sample point on the stream of allocated bytes.
 #[inline(always)]
-fn is_sampled(size: u64, mean: u64) -> bool {
+fn is_sampled(size: u64, mean: u64, scale: u64) -> bool {
     if mean <= 1 {
         return true;
     }
@@ -154,7 +134,7 @@ fn is_sampled(size: u64, mean: u64) -> bool {
     let Some(left) = SAMPLER.get_ptr_mut(0) else {
         return false;
     };
-    let distance = sampling::distance(size, mean);
+    let distance = sampling::distance(size, mean, scale);
     // SAFETY: a map value of this CPU. A preemption between the read and the
     // write draws one gap twice, which leaves the law as it is.
     unsafe {
@@ -169,7 +149,7 @@ fn is_sampled(size: u64, mean: u64) -> bool {
 
 #[inline(always)]
 fn enter(ctx: *mut c_void) -> u32 {
-    let Some(scene) = scene(ctx) else {
+    let Some(scene) = scene(ctx, bpf_get_current_pid_tgid()) else {
         return SKIP_RETURN;
     };
     // SAFETY: the kernel's register set and map values.
@@ -210,36 +190,38 @@ fn enter(ctx: *mut c_void) -> u32 {
         }
 
         let mean = (*scene.target).mean;
-        let sampled = is_sampled(size, mean);
-        let epoch = scene.epoch;
+        let sampled = is_sampled(size, mean, (*scene.target).scale);
+        if !sampled && old == 0 && !scene.cookie.may_nest() {
+            return SKIP_RETURN;
+        }
+        let Some(epoch) = scene.epoch() else {
+            return SKIP_RETURN;
+        };
         let old_key = BlockKey {
             tgid: scene.tgid,
             epoch,
             address: old,
         };
-        let old_block = if old == 0 { None } else { find(&old_key) };
-        if !sampled && old_block.is_none() && !scene.cookie.may_nest() {
+        // Taken out now: as soon as the old block is released, another thread
+        // may own its address.
+        let mut old_block = Block::NONE;
+        let has_old = old != 0 && take_out(scene.cookie.slot(), &old_key, &mut old_block);
+        if !sampled && !has_old && !scene.cookie.may_nest() {
             return SKIP_RETURN;
         }
-        let Some(thread) = thread_record(known, scene.thread_id) else {
+        let Some(thread) = known.or_else(|| threads::find_or_add(scene.thread_id)) else {
             lose(scene.counts, Loss::ThreadsFull);
             // Its return will not be seen, so the old block counts as freed.
-            if let Some(block) = old_block {
-                let block = *block;
-                if take_out(&old_key) {
-                    account_free(&block, scene.counts);
-                }
+            if has_old {
+                account_free(&old_block, scene.counts);
             }
             return SKIP_RETURN;
         };
         let thread = &mut *thread;
-        thread.has_old = 0;
+        thread.has_old = u64::from(has_old);
         thread.old_address = old;
-        if let Some(block) = old_block {
-            // Taken out now: as soon as the old block is released, another
-            // thread may own its address.
-            thread.old = *block;
-            thread.has_old = u64::from(take_out(&old_key));
+        if has_old {
+            thread.old = old_block;
         }
         thread.sp = regs.rsp;
         thread.entered_ns = now();
@@ -254,7 +236,8 @@ fn enter(ctx: *mut c_void) -> u32 {
                 0
             });
             let seed = (u64::from(scene.tgid) << 32) | u64::from(epoch);
-            unwind::unwind(thread, scene.tgid, seed, regs.rip, regs.rsp, regs.rbp);
+            let of = unwind::Owner::new(scene.tgid, scene.cookie.slot());
+            unwind::unwind(thread, of, seed, regs.rip, regs.rsp, regs.rbp);
             thread.stack = site(thread, &scene, epoch);
         }
         thread.active = 1;
@@ -270,7 +253,7 @@ unsafe fn open_thread(open: *mut u64, id: u64) -> Option<*mut Thread> {
     if unsafe { core::ptr::read_volatile(open) } == 0 {
         return None;
     }
-    THREADS.get_ptr_mut(id)
+    threads::find(id)
 }
 
 /// Whether a call at this stack pointer was made by the open call of the
@@ -318,7 +301,7 @@ fn site(thread: *mut Thread, scene: &Scene, epoch: u32) -> u64 {
     // SAFETY: map values.
     unsafe {
         let hash = (*thread).hash;
-        if let Some(site) = SITES.get_ptr_mut(hash) {
+        if let Some(site) = sites::find(hash) {
             if (*site).announced == 0 {
                 (*site).announced = u64::from(unwind::announce(thread, scene.tgid, epoch));
                 if (*site).announced == 0 {
@@ -333,34 +316,14 @@ fn site(thread: *mut Thread, scene: &Scene, epoch: u32) -> u64 {
         if !announced {
             lose(scene.counts, Loss::RingFull);
         }
-        let site = Site {
-            tgid: scene.tgid,
-            epoch,
-            announced: u64::from(announced),
-            ..EMPTY_SITE
-        };
-        // Another thread may have been faster: then the site exists.
-        match SITES.insert(hash, site, u64::from(BPF_NOEXIST)) {
-            Err(code) if code != -17 => {
-                lose(scene.counts, Loss::SitesFull);
-                0
-            }
-            _ => hash,
+        if sites::add(hash, scene.tgid, epoch, announced) {
+            hash
+        } else {
+            lose(scene.counts, Loss::SitesFull);
+            0
         }
     }
 }
-
-const EMPTY_SITE: Site = Site {
-    tgid: 0,
-    epoch: 0,
-    announced: 0,
-    allocated: 0,
-    allocated_bytes: 0,
-    freed: 0,
-    freed_bytes: 0,
-    longest_life_ns: 0,
-    lives_us: 0,
-};
 
 /// Counts stacks that do not reach the thread's start.
 #[inline(always)]
@@ -384,7 +347,7 @@ fn count_end(thread: *const Thread, counts: *mut TargetCounts) {
 #[inline(always)]
 fn leave(ctx: *mut c_void) {
     let thread_id = bpf_get_current_pid_tgid();
-    let Some(thread) = THREADS.get_ptr_mut(thread_id) else {
+    let Some(thread) = threads::find(thread_id) else {
         return;
     };
     // SAFETY: the kernel's register set and map values.
@@ -399,7 +362,9 @@ fn leave(ctx: *mut c_void) {
         if let Some(open) = open_calls(thread_id) {
             add(open, LESS);
         }
-        let Some(scene) = scene(ctx) else { return };
+        let Some(scene) = scene(ctx, thread_id) else {
+            return;
+        };
         let address = if thread.kind == FunctionKind::PosixMemalign as u64 {
             if regs.rax as u32 != 0 {
                 0
@@ -412,7 +377,9 @@ fn leave(ctx: *mut c_void) {
         } else {
             regs.rax
         };
-        let epoch = scene.epoch;
+        let Some(epoch) = scene.epoch() else {
+            return;
+        };
         if address == 0 && thread.size == 0 && thread.old_address != 0 {
             // Counted as an allocation and a free, it was but a free.
             add(&raw mut (*scene.counts).frees, 1);
@@ -426,7 +393,7 @@ fn leave(ctx: *mut c_void) {
                     epoch,
                     address: thread.old_address,
                 };
-                let _ = put_in(&key, &thread.old);
+                let _ = put_in(scene.cookie.slot(), &key, &thread.old);
             } else {
                 account_free(&thread.old, scene.counts);
             }
@@ -446,62 +413,24 @@ fn leave(ctx: *mut c_void) {
             task: thread.task,
             mean: thread.mean,
         };
-        record(&key, &block, scene.counts);
+        record(scene.cookie.slot(), &key, &block, scene.counts);
     }
 }
 
-/// The live block with this key. Most blocks are not recorded, and then the
-/// look-up is spared.
 #[inline(always)]
-fn find(key: &BlockKey) -> Option<*const Block> {
-    let count = live_at(key.address)?;
-    // SAFETY: a map value; volatile, as other threads change it.
-    if unsafe { core::ptr::read_volatile(count) } == 0 {
-        return None;
-    }
-    LIVE.get_ptr(key)
-}
-
-/// Removes a live block; false when it was gone.
-#[inline(always)]
-fn take_out(key: &BlockKey) -> bool {
-    let removed = LIVE.remove(key).is_ok();
-    if removed && let Some(count) = live_at(key.address) {
-        add(count, LESS);
-    }
-    removed
-}
-
-/// Adds a live block, unless the key is there already.
-#[inline(always)]
-fn put_in(key: &BlockKey, block: &Block) -> Result<(), i32> {
-    let count = live_at(key.address).ok_or(-2)?;
-    // Counted first: it must never be found uncounted.
-    add(count, 1);
-    let inserted = LIVE.insert(key, block, u64::from(BPF_NOEXIST));
-    if inserted.is_err() {
-        add(count, LESS);
-    }
-    inserted
-}
-
-#[inline(always)]
-fn record(key: &BlockKey, block: &Block, counts: *mut TargetCounts) {
-    if let Err(code) = put_in(key, block) {
-        if code != -17 {
+fn record(slot: u32, key: &BlockKey, block: &Block, counts: *mut TargetCounts) {
+    if let Err(code) = put_in(slot, key, block) {
+        if code != EXISTS {
             lose(counts, Loss::BlocksFull);
             return;
         }
         // The address is handed out again, so its earlier block is gone.
         lose(counts, Loss::FreeMissed);
-        if let Some(stale) = LIVE.get_ptr(key) {
-            // SAFETY: a map value.
-            let stale = unsafe { *stale };
-            if take_out(key) {
-                account_free(&stale, counts);
-            }
+        let mut stale = Block::NONE;
+        if take_out(slot, key, &mut stale) {
+            account_free(&stale, counts);
         }
-        if put_in(key, block).is_err() {
+        if put_in(slot, key, block).is_err() {
             lose(counts, Loss::BlocksFull);
             return;
         }
@@ -509,7 +438,7 @@ fn record(key: &BlockKey, block: &Block, counts: *mut TargetCounts) {
     // SAFETY: map values.
     unsafe {
         add(&raw mut (*counts).sampled, 1);
-        if let Some(site) = SITES.get_ptr_mut(block.stack) {
+        if let Some(site) = sites::find(block.stack) {
             add(&raw mut (*site).allocated, 1);
             add(&raw mut (*site).allocated_bytes, block.size);
         }
@@ -521,7 +450,7 @@ fn account_free(block: &Block, counts: *mut TargetCounts) {
     // SAFETY: map values.
     unsafe {
         add(&raw mut (*counts).sampled_frees, 1);
-        let Some(site) = SITES.get_ptr_mut(block.stack) else {
+        let Some(site) = sites::find(block.stack) else {
             return;
         };
         let life = now().wrapping_sub(block.born_ns);
@@ -538,7 +467,9 @@ fn account_free(block: &Block, counts: *mut TargetCounts) {
 
 #[inline(always)]
 fn release(ctx: *mut c_void) {
-    let Some(scene) = scene(ctx) else { return };
+    let Some(scene) = scene(ctx, bpf_get_current_pid_tgid()) else {
+        return;
+    };
     // SAFETY: the kernel's register set and map values.
     unsafe {
         let regs = &*(ctx as *const pt_regs);
@@ -549,16 +480,19 @@ fn release(ctx: *mut c_void) {
         if !(scene.cookie.may_nest() && is_moving(scene.thread_id, regs.rsp)) {
             add(&raw mut (*scene.counts).frees, 1);
         }
-        let key = BlockKey {
-            tgid: scene.tgid,
-            epoch: scene.epoch,
-            address,
-        };
-        let Some(block) = find(&key) else {
+        if none_at(address) {
+            return;
+        }
+        let Some(epoch) = scene.epoch() else {
             return;
         };
-        let block = *block;
-        if take_out(&key) {
+        let key = BlockKey {
+            tgid: scene.tgid,
+            epoch,
+            address,
+        };
+        let mut block = Block::NONE;
+        if take_out(scene.cookie.slot(), &key, &mut block) {
             account_free(&block, scene.counts);
         }
     }

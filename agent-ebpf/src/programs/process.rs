@@ -15,12 +15,10 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 
-use super::{
-    futex,
-    heap::{LESS, add},
-};
-use crate::maps::{
-    self, ANNOUNCE, COUNTS, EPOCHS, MAPPINGS, RING, SLOTS, TARGETS, THREADS, global, open_calls,
+use super::futex;
+use crate::{
+    maps::{self, ANNOUNCE, COUNTS, EPOCHS, GENERATIONS, MAPPINGS, RING, SLOTS, TARGETS, global},
+    threads,
 };
 
 /// Whether there was room.
@@ -60,21 +58,6 @@ fn field(base: u64, offset: u64) -> u32 {
     unsafe { bpf_probe_read_kernel((base + offset) as *const u32) }.unwrap_or(0)
 }
 
-/// Removes a thread's record, and with it a call that will not come back.
-#[inline(always)]
-fn forget_thread(id: u64) {
-    let Some(thread) = THREADS.get_ptr(id) else {
-        return;
-    };
-    // SAFETY: a map value.
-    if unsafe { (*thread).active } != 0
-        && let Some(open) = open_calls(id)
-    {
-        add(open, LESS);
-    }
-    let _ = THREADS.remove(id);
-}
-
 /// `sched_process_fork(parent, child)`: runs in the parent, before the child.
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
@@ -110,9 +93,13 @@ pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
         *epoch += 1;
         *epoch
     };
+    if let Some(generation) = GENERATIONS.get_ptr_mut(slot) {
+        // SAFETY: a map value.
+        unsafe { *generation = 0 };
+    }
     let _ = MAPPINGS.remove(tgid);
     // A thread that runs another program takes the place of the first one.
-    forget_thread(id & !0xffff_ffff | (ctx.arg::<u64>(1) & 0xffff_ffff));
+    threads::forget(id & !0xffff_ffff | (ctx.arg::<u64>(1) & 0xffff_ffff));
     debug!(
         &ctx,
         "process {} runs another program, epoch {}", tgid, epoch
@@ -127,7 +114,7 @@ pub(crate) fn process_exit(_ctx: RawTracePointContext) -> i32 {
     let id = bpf_get_current_pid_tgid();
     let tgid = (id >> 32) as u32;
     // Also of processes that are followed no more.
-    forget_thread(id);
+    threads::forget(id);
     let Some(slot) = slot_of(tgid) else { return 0 };
     futex::forget_thread(id, slot);
     // SAFETY: no arguments; the result is only read through checked helpers.

@@ -45,19 +45,26 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// Reads the mappings of a process and gives them to the kernel.
+    /// Reads the mappings of a process and gives them to the kernel, as those
+    /// of the target in a slot.
     ///
     /// # Errors
     /// When the process is gone or the kernel refuses memory.
-    pub fn load(object: &Object, files: &mut Files, pid: u32) -> Result<Self> {
-        Self::of_mappings(object, files, pid, executable(pid)?)
+    pub fn load(object: &Object, files: &mut Files, pid: u32, slot: u32) -> Result<Self> {
+        Self::of_mappings(object, files, pid, slot, executable(pid)?)
     }
 
     /// As [`Self::load`]; none when the mappings are still these.
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn load_anew(&self, object: &Object, files: &mut Files, pid: u32) -> Result<Option<Self>> {
+    pub fn load_anew(
+        &self,
+        object: &Object,
+        files: &mut Files,
+        pid: u32,
+        slot: u32,
+    ) -> Result<Option<Self>> {
         let mappings = executable(pid)?;
         if mappings
             .iter()
@@ -65,13 +72,14 @@ impl AddressSpace {
         {
             return Ok(None);
         }
-        Self::of_mappings(object, files, pid, mappings).map(Some)
+        Self::of_mappings(object, files, pid, slot, mappings).map(Some)
     }
 
     fn of_mappings(
         object: &Object,
         files: &mut Files,
         pid: u32,
+        slot: u32,
         mappings: Vec<Mapping>,
     ) -> Result<Self> {
         let mut space = Self::default();
@@ -97,7 +105,7 @@ impl AddressSpace {
             });
         }
         files.flush(object)?;
-        space.publish(object, pid)?;
+        space.publish(object, pid, slot)?;
         Ok(space)
     }
 
@@ -129,7 +137,7 @@ impl AddressSpace {
             .as_deref()
     }
 
-    fn publish(&mut self, object: &Object, pid: u32) -> Result<()> {
+    fn publish(&mut self, object: &Object, pid: u32, slot: u32) -> Result<()> {
         let mut list: Vec<stack::Mapping> = self.code.iter().flat_map(pieces).collect();
         list.sort_unstable_by_key(|piece| piece.start);
         self.dropped = list.len().saturating_sub(MAX_MAPPINGS);
@@ -142,8 +150,13 @@ impl AddressSpace {
         for (place, piece) in value.list.iter_mut().zip(list) {
             *place = piece;
         }
-        // SAFETY: the map takes a thread group id and mappings.
-        unsafe { bpf::update(object.map("MAPPINGS")?, &pid, &*value) }?;
+        // The mappings first: a generation promises that there are some.
+        // SAFETY: one map takes a thread group id and mappings, the other a
+        // slot and a generation.
+        unsafe {
+            bpf::update(object.map("MAPPINGS")?, &pid, &*value)?;
+            bpf::update(object.map("GENERATIONS")?, &slot, &value.generation)?;
+        }
         Ok(())
     }
 }

@@ -271,18 +271,19 @@ pub unsafe fn update<K, V: ?Sized>(map: BorrowedFd<'_>, key: &K, value: &V) -> i
     unsafe { attributes.call(MAP_UPDATE_ELEM, 32) }.map(drop)
 }
 
-/// Removes one element; it need not exist.
+/// Removes one element; whether there was one.
 ///
 /// # Safety
 /// `K` must be what the map was made for.
-pub unsafe fn delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+pub unsafe fn delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
     let mut attributes = Attributes::new()
         .set(0, map.as_raw_fd() as u32)
         .set_pointer(8, key);
     // SAFETY: the key's size fits, as promised by the caller.
     match unsafe { attributes.call(MAP_DELETE_ELEM, 32) } {
-        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
-        _ => Ok(()),
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -304,7 +305,8 @@ pub unsafe fn delete_where<K: Pod, V: Pod>(
         })
     }?;
     // SAFETY: promised by the caller.
-    keys.iter().try_for_each(|key| unsafe { delete(map, key) })
+    keys.iter()
+        .try_for_each(|key| unsafe { delete(map, key) }.map(drop))
 }
 
 /// Elements read in one call.

@@ -19,7 +19,10 @@ use aya::{
 
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
-use super::bpf::{self, AttachType};
+use super::{
+    bpf::{self, AttachType},
+    records::Records,
+};
 use crate::host::kernel;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lingerscope.bpf.o"));
@@ -38,6 +41,7 @@ pub struct Sizes {
 pub struct Object {
     ebpf: Ebpf,
     maps: BTreeMap<String, RawFd>,
+    records: Records,
     programs: HashMap<(&'static str, u32), OwnedFd>,
 }
 
@@ -68,9 +72,11 @@ impl Object {
             .maps()
             .filter_map(|(name, map)| Some((name.to_owned(), descriptor(map)?)))
             .collect();
+        let records = Records::of(&ebpf)?;
         let mut object = Self {
             ebpf,
             maps,
+            records,
             programs: HashMap::new(),
         };
         object.seed_sampler()?;
@@ -85,6 +91,11 @@ impl Object {
                 .with_context(|| format!("cannot attach to the kernel's event {event}"))?;
         }
         Ok(object)
+    }
+
+    /// What the kernel programs have recorded.
+    pub(super) fn records(&self) -> &Records {
+        &self.records
     }
 
     /// A map's descriptor.
@@ -236,7 +247,7 @@ fn check_abi() -> Result<()> {
     }
 }
 
-fn data(map: &Map) -> Option<&MapData> {
+pub(super) fn data(map: &Map) -> Option<&MapData> {
     Some(match map {
         Map::Array(data)
         | Map::ArrayOfMaps(data)

@@ -12,7 +12,7 @@ use std::{
 use agent_ebpf::abi::{
     fault::FaultSite,
     futex::{Place as WaitPlace, Wait, WaitTotals},
-    heap::{Block, BlockKey, Site, Target as Slot, TaskIdRecipe},
+    heap::{Target as Slot, TaskIdRecipe},
 };
 use anyhow::{Context as _, Result};
 
@@ -160,7 +160,7 @@ impl Target {
                 Refusal::Gone(pid)
             }
         };
-        let space = AddressSpace::load(object, files, pid).map_err(gone)?;
+        let space = AddressSpace::load(object, files, pid, place.slot).map_err(gone)?;
         let upcoming: Vec<Arc<CodeFile>> = place
             .upcoming
             .iter()
@@ -276,6 +276,7 @@ impl Target {
             unsafe {
                 bpf::update(object.map("TARGETS")?, &self.slot, &Slot::default())?;
                 bpf::update(object.map("EPOCHS")?, &self.slot, &0u32)?;
+                bpf::update(object.map("GENERATIONS")?, &self.slot, &0u32)?;
                 bpf::delete(object.map("SLOTS")?, &self.process.pid)?;
                 bpf::delete(object.map("MAPPINGS")?, &self.process.pid)?;
             }
@@ -289,14 +290,15 @@ impl Target {
     /// Removes what was recorded in another epoch than the present one.
     fn purge(&self, object: &Object) -> Result<()> {
         let (pid, epoch) = (self.process.pid, self.epoch(object)?);
-        // SAFETY: the maps' own types.
+        let records = object.records();
+        records.forget_blocks(object.map("LIVE")?, |key| {
+            key.tgid == pid && key.epoch != epoch
+        })?;
+        records.forget_sites(object.map("SITES")?, |site| {
+            site.tgid == pid && site.epoch != epoch
+        })?;
+        // SAFETY: the map's own types.
         unsafe {
-            bpf::delete_where(object.map("LIVE")?, |key: &BlockKey, _: &Block| {
-                key.tgid == pid && key.epoch != epoch
-            })?;
-            bpf::delete_where(object.map("SITES")?, |_: &u64, site: &Site| {
-                site.tgid == pid && site.epoch != epoch
-            })?;
             bpf::delete_where(object.map("FAULTS")?, |_: &u64, site: &FaultSite| {
                 site.tgid == pid && site.epoch != epoch
             })?;
@@ -317,7 +319,7 @@ impl Target {
     pub(super) fn set_mean(&mut self, object: &Object, mean: u64) -> Result<()> {
         self.mean = mean;
         let mut slot = self.slot_value(object)?;
-        slot.mean = mean;
+        slot.set_mean(mean);
         // SAFETY: the map's own types.
         unsafe { bpf::update(object.map("TARGETS")?, &self.slot, &slot) }
             .context("cannot set the sampling mean")
@@ -423,7 +425,9 @@ impl Target {
     }
 
     fn look_again(&mut self, object: &mut Object, files: &mut Files, dangers: Dangers<'_>) {
-        let again = self.space.load_anew(object, files, self.process.pid);
+        let again = self
+            .space
+            .load_anew(object, files, self.process.pid, self.slot);
         self.refreshed = Instant::now();
         let again = again.and_then(|space| {
             match space {
@@ -497,12 +501,12 @@ impl Target {
 
     /// Writes the target to the kernel's table, before any probe runs.
     fn publish(&self, object: &Object) -> Result<()> {
-        let slot = Slot {
+        let mut slot = Slot {
             tgid: self.process.pid,
-            reserved: 0,
-            mean: self.mean,
             task_id: self.tasks.recipe,
+            ..Slot::default()
         };
+        slot.set_mean(self.mean);
         // SAFETY: the maps' own types.
         unsafe {
             bpf::update(object.map("EPOCHS")?, &self.slot, &1u32)?;

@@ -2,13 +2,13 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use agent_ebpf::abi::heap::{Block, BlockKey, Cookie, FunctionKind};
+use agent_ebpf::abi::heap::{Cookie, FunctionKind};
 use anyhow::{Result, bail};
 
 use super::{MAX_PERF_PROBES, Probed, Target};
 use crate::{
     capture::{
-        bpf::{self, Point},
+        bpf::Point,
         files::CodeFile,
         links::{FilePoints, Links, Method},
         object::Object,
@@ -49,12 +49,9 @@ impl Target {
             self.unprobed_ns = Some(kernel::monotonic_ns());
         }
         let pid = self.process.pid;
-        // SAFETY: the map's own types.
-        let cleared = object.map("LIVE").and_then(|map| unsafe {
-            Ok(bpf::delete_where(map, |key: &BlockKey, _: &Block| {
-                key.tgid == pid
-            })?)
-        });
+        let cleared = object
+            .map("LIVE")
+            .and_then(|map| object.records().forget_blocks(map, |key| key.tgid == pid));
         if let Err(error) = cleared {
             tracing::warn!(pid, error = %format_args!("{error:#}"), "blocks of a closed window stay in the table");
         }
