@@ -33,6 +33,7 @@ mod server;
 mod stacks;
 mod survey;
 mod targets;
+mod task_life;
 mod tasks;
 mod truth;
 mod waits;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         allocators::trials(),
         outside::trials(),
         waits::trials(),
+        task_life::trials(),
     ];
     // These measure time, or look for what another test's probes would leave.
     let one_by_one = [

@@ -15,6 +15,7 @@ mod site;
 mod stacks;
 pub mod survey;
 mod survival;
+pub mod tasks;
 pub mod waits;
 mod words;
 

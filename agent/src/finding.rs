@@ -167,16 +167,16 @@ pub struct Tokio {
     pub tasks: Option<TaskCounts>,
     /// Where the task of an allocation comes from: `tls`, `stack` or `none`.
     pub task_id: &'static str,
-    /// Why it is not `tls`.
+    /// Why it is not `tls`, and why tasks are not listed.
     pub why_not: Option<Text>,
 }
 
 /// Tasks by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TaskCounts {
-    /// Not finished.
+    /// Not finished. Tokio's own are not among them.
     pub live: u64,
-    /// Not polled for long.
+    /// Those of them without a sign of activity over half of the observation.
     pub idle: u64,
     /// Finished, but still held.
     pub completed: u64,
@@ -205,9 +205,10 @@ pub struct Finding {
     pub oldest_s: Option<f64>,
     /// Where the memory is allocated.
     pub site: Site,
-    /// Tokio tasks that allocated it, largest first.
+    /// Tokio tasks that allocated it, largest first, and some of those that
+    /// hold it, where they are known.
     pub tasks: Vec<Task>,
-    /// Sites of the members of a cycle.
+    /// Sites of the members of a cycle, or further sites of the same leak.
     pub members: Vec<Site>,
     /// What the verdict rests on.
     pub evidence: Vec<Evidence>,
@@ -242,7 +243,7 @@ pub struct LiveSite {
     pub site: Site,
 }
 
-/// What one Tokio task allocated at a site.
+/// What one Tokio task allocated at a site, or holds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Task {
     /// Task id; null: allocated outside any task, or by many that are not
@@ -250,16 +251,37 @@ pub struct Task {
     pub id: Option<u64>,
     /// Name of the future.
     pub name: Option<Text>,
-    /// Where it was spawned.
+    /// Where it is in the source.
     pub location: Option<Text>,
-    /// State of the task.
+    /// `allocated` or `holds`.
+    pub role: Role,
+    /// State of the task: `running`, `scheduled`, `idle`; `complete`: it has
+    /// ended, and its cell is still held; `finished`: it has ended.
     pub state: Option<Text>,
-    /// Seconds since it last ran.
+    /// Seconds since its last sign of activity, at least; of a task that is
+    /// idle.
     pub idle_s: Option<f64>,
+    /// The same, at most; null where nobody knows.
+    pub idle_most_s: Option<f64>,
+    /// Seconds since its end, at least.
+    pub ended_s: Option<f64>,
+    /// The same, at most; null where nobody knows.
+    pub ended_most_s: Option<f64>,
     /// Live blocks it allocated, estimated.
     pub blocks: u64,
     /// Their bytes, estimated.
     pub bytes: u64,
+}
+
+/// What a task has to do with the memory of a finding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It allocated it.
+    #[default]
+    Allocated,
+    /// It does not let go of it.
+    Holds,
 }
 
 /// One reason for a verdict.

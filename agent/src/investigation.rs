@@ -12,6 +12,7 @@ mod fineness;
 mod governed;
 mod residence;
 mod survey;
+mod task_life;
 mod waits;
 
 use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, time::Duration};
@@ -92,6 +93,8 @@ pub struct Investigation {
     read_every: Duration,
     /// The last of them, CLOCK_MONOTONIC.
     read_at: Duration,
+    /// Task tables are not read before, CLOCK_MONOTONIC.
+    tables_rest: Duration,
 }
 
 impl Investigation {
@@ -110,6 +113,7 @@ impl Investigation {
             live_blocks,
             read_every: Duration::ZERO,
             read_at: Duration::ZERO,
+            tables_rest: Duration::ZERO,
         })
     }
 
@@ -339,6 +343,7 @@ impl Investigation {
         }
         self.read_at = now;
         let live = self.read()?;
+        self.read_tasks();
         self.choose_means(live as f64 / f64::from(self.live_blocks));
         Ok(())
     }
@@ -448,6 +453,7 @@ impl Investigation {
                 refused.extend(unseen.map(|refusal| (account.id, refusal)));
             }
         }
+        self.read_tasks_last();
         Ok(refused)
     }
 

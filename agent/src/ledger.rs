@@ -13,6 +13,7 @@ mod ages;
 mod group;
 mod history;
 pub mod survivors;
+pub mod tasks;
 mod timeline;
 
 use std::{
@@ -23,6 +24,7 @@ use std::{
 pub use ages::Ages;
 pub use group::{Group, Sample, Survivor, TaskShare};
 pub use survivors::Survivors;
+pub use tasks::TaskLedger;
 pub use timeline::{Moment, Timeline};
 
 use history::History;
@@ -243,6 +245,15 @@ impl Ledger {
     /// The blocks that were live at the last observation.
     pub fn live(&self) -> &[LiveBlock] {
         &self.live
+    }
+
+    /// The block that was live at an address at the last observation.
+    pub fn block(&self, address: u64) -> Option<&LiveBlock> {
+        // The highest address comes first.
+        let index = self
+            .live
+            .binary_search_by(|block| address.cmp(&block.address));
+        self.live.get(index.ok()?)
     }
 
     /// The largest sampling mean met, in bytes; at least 1.

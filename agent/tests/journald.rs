@@ -388,6 +388,8 @@ fn journalctl_explains_an_alert() {
         "server::history::push (src/history.rs:42)",
         "It grew.",
         "Confidence: strong",
+        "Subject: Finished tasks are never collected",
+        "Subject: Tasks that wait for ever pile up",
         "Subject: Memory still grows, ever more slowly",
         "Subject: Memory has stopped growing",
         "Subject: Memory grows and is released again",

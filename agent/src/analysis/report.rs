@@ -89,6 +89,14 @@ pub(super) fn key_of(keys: &BTreeMap<StackId, Vec<String>>, id: StackId) -> Key 
     keys.get(&id).cloned().ok_or(id)
 }
 
+/// The fingerprint of a site.
+pub(super) fn name_of(key: &Key, identity: &Identity) -> Fingerprint {
+    match key {
+        Ok(functions) => fingerprint(&identity.exe_basename, functions),
+        Err(StackId(id)) => fingerprint(&identity.exe_basename, &[format!("stack {id:016x}")]),
+    }
+}
+
 /// Describes judgements.
 pub(super) fn outcome(
     judgements: Judgements<Key>,
@@ -116,10 +124,7 @@ pub(super) fn outcome(
             frames: site.frames,
             truncated: site.truncated,
         };
-        let fingerprint = match &judgement.key {
-            Ok(functions) => fingerprint(&identity.exe_basename, functions),
-            Err(StackId(id)) => fingerprint(&identity.exe_basename, &[format!("stack {id:016x}")]),
-        };
+        let fingerprint = name_of(&judgement.key, identity);
         if judgement.live_blocks.value > 0.0 {
             outcome.sites.push(LiveSite {
                 fingerprint,

@@ -11,6 +11,10 @@ use serde::{Serialize, Serializer};
 pub enum Verdict {
     /// Memory is added and not given back, and the growth does not slow.
     UnboundedGrowth,
+    /// Tasks that have ended are still held, and ever more of them.
+    UnreapedTask,
+    /// Tasks that show no activity any more grow in number.
+    StuckTask,
     /// A thread waits for ever while memory grows that it may be meant to
     /// release.
     BlockedThread,
@@ -30,8 +34,10 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every verdict this version can give.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::UnboundedGrowth,
+        Self::UnreapedTask,
+        Self::StuckTask,
         Self::BlockedThread,
         Self::Warming,
         Self::Bounded,
@@ -45,6 +51,8 @@ impl Verdict {
     pub const fn id(self) -> &'static str {
         match self {
             Self::UnboundedGrowth => "unbounded-growth",
+            Self::UnreapedTask => "unreaped-task",
+            Self::StuckTask => "stuck-task",
             Self::BlockedThread => "blocked-thread",
             Self::Warming => "warming",
             Self::Bounded => "bounded",
@@ -58,9 +66,8 @@ impl Verdict {
     /// Whether it is a leak.
     pub const fn leak(self) -> Leak {
         match self {
-            Self::UnboundedGrowth => Leak::Yes,
-            Self::BlockedThread => Leak::Suspected,
-            Self::OutsideAllocators => Leak::Suspected,
+            Self::UnboundedGrowth | Self::UnreapedTask => Leak::Yes,
+            Self::StuckTask | Self::BlockedThread | Self::OutsideAllocators => Leak::Suspected,
             Self::Warming
             | Self::Bounded
             | Self::Sawtooth

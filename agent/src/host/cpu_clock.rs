@@ -12,6 +12,9 @@ impl CpuClock {
     /// Our own.
     pub const OURS: Self = Self(libc::CLOCK_PROCESS_CPUTIME_ID);
 
+    /// That of the calling thread.
+    pub const THIS_THREAD: Self = Self(libc::CLOCK_THREAD_CPUTIME_ID);
+
     /// That of a process. It does not tell a later process of the same id
     /// from this one.
     ///

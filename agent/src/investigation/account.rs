@@ -5,17 +5,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::abi::{
-    heap::{Block, TargetCounts},
-    loss::Loss,
+use agent_ebpf::{
+    abi::{
+        heap::{Block, TargetCounts},
+        loss::Loss,
+    },
+    logic::sampling::weight,
 };
 
-use super::{Sampling, fineness::Load, residence::Growth, survey::Survey, waits::Following};
+use super::{
+    Sampling, fineness::Load, residence::Growth, survey::Survey, task_life::TaskLife,
+    waits::Following,
+};
 use crate::{
+    analysis::tasks,
     capture::{Reading, TargetId},
     finding::Command,
     host::process::{self, Process},
-    ledger::{Calls, Ledger, LiveBlock, Observation, SiteTotals, StackId},
+    ledger::{Calls, Ledger, LiveBlock, Observation, SiteTotals, StackId, tasks::TaskId},
 };
 
 /// Task ids count up from 1; what is larger is no id.
@@ -76,6 +83,8 @@ pub struct Account {
     pub(super) growth: Growth,
     /// Who waits in it.
     pub(super) waits: Following,
+    /// The lives of its tasks.
+    pub(super) tasks: TaskLife,
     /// Set when the governor decides about its probes.
     pub(super) survey: Option<Box<Survey>>,
     /// It never gets a breakpoint.
@@ -107,6 +116,7 @@ impl Account {
             closed: false,
             growth: Growth::default(),
             waits: Following::default(),
+            tasks: TaskLife::default(),
             survey: None,
             unprobed: false,
             looked: (Instant::now(), TargetCounts::default()),
@@ -119,6 +129,7 @@ impl Account {
         self.ledger.restart();
         self.growth = Growth::default();
         self.waits.restart();
+        self.tasks = TaskLife::default();
         if let Some(survey) = &mut self.survey {
             survey.restart();
         }
@@ -132,6 +143,7 @@ impl Account {
     pub(super) fn begin_again(&mut self, attached_ns: u64, counts: TargetCounts) {
         self.ledger = Ledger::default();
         self.growth.begin_again();
+        self.tasks.forget_cells();
         self.attached_ns = attached_ns;
         self.observed = Duration::ZERO;
         self.counts = counts;
@@ -157,6 +169,7 @@ impl Account {
 
     /// Enters what the kernel's tables held at `now_ns`.
     pub(super) fn observe(&mut self, now_ns: u64, reading: Reading, counts: TargetCounts) {
+        let before = self.observed;
         self.observed = Duration::from_nanos(now_ns.saturating_sub(self.attached_ns));
         self.counts = counts;
         for (address, _) in &reading.live {
@@ -185,6 +198,36 @@ impl Account {
             }),
         };
         self.ledger.observe(observation);
+        self.tasks
+            .observe(&self.ledger, self.attached_ns, (before, self.observed));
+    }
+
+    /// The live blocks that are known, for the tasks that hold them. Task ids
+    /// are those of the Tokio in `module`.
+    pub(super) fn blocks(&self, module: Option<u64>) -> Vec<tasks::Block> {
+        let of = |block: &LiveBlock, weight: f64| tasks::Block {
+            address: block.address,
+            stack: block.stack,
+            task: module
+                .zip(block.task)
+                .map(|(module, id)| TaskId { module, id }),
+            born: block.born,
+            size: block.size,
+            weight,
+        };
+        match self.surveyed() {
+            Some(survey) => survey
+                .survivors
+                .blocks()
+                .map(|(block, weight)| of(block, weight))
+                .collect(),
+            None => self
+                .ledger
+                .live()
+                .iter()
+                .map(|block| of(block, weight(block.size, block.mean)))
+                .collect(),
+        }
     }
 
     /// Rates since the last call.
@@ -248,6 +291,7 @@ impl Account {
                 ("sites_without_totals", ours.without_totals),
             ])
             .chain(self.waits.lost())
+            .chain(self.tasks.losses())
             .filter(|(_, count)| *count > 0)
             .map(|(name, count)| (name.to_owned(), count))
             .chain(self.survey.iter().flat_map(|survey| {

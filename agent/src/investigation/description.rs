@@ -2,15 +2,16 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    path::Path,
     time::Duration,
 };
 
 use super::account::Account;
 use crate::{
-    analysis::{self, Context, Identity, MemoryLimit, Settings, waits},
+    analysis::{self, Context, Identity, MemoryLimit, Outcome, Settings, waits},
     capture::{Capture, address_space::AddressSpace, ring},
-    finding::{self, Allocator, Finding, Frame, Process, Task, Text, Tokio},
-    host::process,
+    finding::{self, Allocator, Finding, Frame, Process, Role, Task, TaskCounts, Text, Tokio},
+    host::{self, process},
     ledger::StackId,
     symbols::Symbols,
     tokio_rt::{
@@ -35,14 +36,7 @@ pub(super) fn describe(
     let space = target.map_or(&empty, |target| &target.space);
     let surveyed = account.surveyed();
     let exe = process::exe_path(who);
-    let identity = Identity {
-        pid: who.pid,
-        start_time: who.start_time,
-        exe_basename: exe
-            .file_name()
-            .map(|name| Text::name(name.as_encoded_bytes()).as_str().to_owned())
-            .unwrap_or_default(),
-    };
+    let identity = identity(who, &exe);
     let context = Context {
         sampling_mean: surveyed.map_or(account.coarsest, |survey| survey.coarsest),
         limit: process::memory_limit(who).map(|(used_bytes, limit_bytes)| MemoryLimit {
@@ -63,7 +57,7 @@ pub(super) fn describe(
         .chain(of_faults)
         .filter_map(|id| Some((id, resolve(capture.stack(id.0)?, space, symbols))))
         .collect();
-    let outcome = match surveyed {
+    let mut outcome = match surveyed {
         Some(survey) => analysis::survey::findings(
             &survey.survivors,
             &residence,
@@ -81,20 +75,18 @@ pub(super) fn describe(
             settings,
         ),
     };
-    let mut findings = outcome.findings;
-    let mut not_leaks = outcome.not_leaks;
     let ids_agree =
         target.is_some_and(|target| are_task_ids(&target.tasks.belief, account, &stacks));
-    if !ids_agree {
-        findings
-            .iter_mut()
-            .chain(&mut not_leaks)
-            .for_each(|finding| finding.tasks.clear());
-    }
-    findings
-        .iter_mut()
-        .chain(&mut not_leaks)
-        .for_each(name_tasks);
+    let task_counts = tell_tasks(
+        &mut outcome,
+        account,
+        ids_agree,
+        &stacks,
+        &identity,
+        &context,
+        settings,
+    );
+    let (mut findings, not_leaks) = (outcome.findings, outcome.not_leaks);
     let waits = account.waits.waits().map(|waits| {
         let stacks: BTreeMap<StackId, analysis::Stack> = waits
             .stacks()
@@ -131,12 +123,73 @@ pub(super) fn describe(
         explained_share: outcome.explained_share,
         tokio: target
             .filter(|target| target.tasks.tokio)
-            .map(|target| tokio(&target.tasks, ids_agree, findings.iter().chain(&not_leaks))),
+            .map(|target| Tokio {
+                tasks: task_counts,
+                runtimes: task_counts.map(|_| account.tasks.ledger.runtimes()),
+                ..tokio(
+                    &target.tasks,
+                    ids_agree,
+                    account.tasks.why_not(),
+                    findings.iter().chain(&not_leaks),
+                )
+            }),
         waits,
         findings,
         not_leaks,
         sites: outcome.sites,
     }
+}
+
+fn identity(who: &host::process::Process, exe: &Path) -> Identity {
+    Identity {
+        pid: who.pid,
+        start_time: who.start_time,
+        exe_basename: exe
+            .file_name()
+            .map(|name| Text::name(name.as_encoded_bytes()).as_str().to_owned())
+            .unwrap_or_default(),
+    }
+}
+
+/// Enters what is known of tasks into findings; the numbers of all tasks,
+/// unless their table could not be read.
+fn tell_tasks(
+    outcome: &mut Outcome,
+    account: &Account,
+    ids_agree: bool,
+    stacks: &BTreeMap<StackId, analysis::Stack>,
+    identity: &Identity,
+    context: &Context,
+    settings: &Settings,
+) -> Option<TaskCounts> {
+    let tasks = &account.tasks;
+    let module = tasks.module.filter(|_| ids_agree);
+    if tasks.ledger.now().is_some() {
+        let blocks = account.blocks(module);
+        analysis::tasks::explain(
+            outcome,
+            &tasks.ledger,
+            &blocks,
+            stacks,
+            identity,
+            context,
+            settings,
+        );
+    }
+    let Outcome {
+        findings,
+        not_leaks,
+        ..
+    } = outcome;
+    if !ids_agree {
+        for finding in findings.iter_mut().chain(&mut *not_leaks) {
+            finding.tasks.retain(|task| task.role == Role::Holds);
+        }
+    }
+    let all = findings.iter_mut().chain(&mut *not_leaks);
+    let counts = analysis::tasks::describe(all, &tasks.ledger, module);
+    findings.iter_mut().chain(not_leaks).for_each(name_tasks);
+    counts
 }
 
 /// What was measured, and what was lost.
@@ -203,6 +256,7 @@ fn resolve(stack: &ring::Stack, space: &AddressSpace, symbols: &mut Symbols) -> 
 fn tokio<'a>(
     ids: &TaskIds,
     ids_agree: bool,
+    no_table: Option<String>,
     mut findings: impl Iterator<Item = &'a Finding>,
 ) -> Tokio {
     let read = ids.recipe.kind != TaskIdRecipe::KIND_NONE;
@@ -212,6 +266,10 @@ fn tokio<'a>(
         _ if read && !ids_agree => Some("nothing shows that what was read are task ids".to_owned()),
         Belief::Unsettled(why) => ids.why_not.as_ref().map(|file| format!("{file}: {why}")),
         _ => ids.why_not.clone(),
+    };
+    let why_not = match (why_not, no_table) {
+        (Some(why), Some(no_table)) => Some(format!("{why}; {no_table}")),
+        (why, no_table) => why.or(no_table),
     };
     Tokio {
         runtimes: None,
@@ -283,7 +341,8 @@ fn name_tasks(finding: &mut Finding) {
     let location = finding::user_frames(frames)
         .last()
         .and_then(|frame| frame.location());
-    if finding.tasks.is_empty() {
+    let mut allocated = finding.tasks.iter();
+    if !allocated.any(|task| task.role == Role::Allocated) {
         let (blocks, bytes) = (
             finding.live_blocks.value as u64,
             finding.live_bytes.value as u64,
@@ -294,7 +353,8 @@ fn name_tasks(finding: &mut Finding) {
             ..Task::default()
         });
     }
-    for task in &mut finding.tasks {
+    let unnamed = |task: &&mut Task| task.role == Role::Allocated && task.name.is_none();
+    for task in finding.tasks.iter_mut().filter(unnamed) {
         task.name = Some(Text::symbol(&name));
         task.location = location.as_ref().map(Text::sentence);
     }

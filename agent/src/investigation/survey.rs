@@ -127,6 +127,11 @@ impl Survey {
         std::mem::take(&mut self.addresses)
     }
 
+    /// The zero of the survivors' times, CLOCK_MONOTONIC.
+    pub(super) fn began(&self) -> Duration {
+        Duration::from_nanos(self.began_ns)
+    }
+
     /// Whether it is traced now.
     pub(super) fn is_traced(&self) -> bool {
         self.open.as_ref().is_some_and(|open| open.traced)

@@ -100,6 +100,8 @@ pub const fn message_id(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::UnboundedGrowth => "b0c9c20e477e493ab6aa46ee6283577d",
         Verdict::BlockedThread => "18e36e8c5ecc43d0ae7b3cbc0d3efb52",
+        Verdict::UnreapedTask => "8594fa819d8042afb42c8fe08c93e3a1",
+        Verdict::StuckTask => "5ebd813a97b84fe8a162588d7edf0df8",
         Verdict::Warming => "164a1d52756e486388e4918c7f44fcbc",
         Verdict::Bounded => "70e0ecde50e84df6b797fa8f778a0e5f",
         Verdict::Sawtooth => "7dcf87e3c4d2475a8f14485dc590f7e0",

@@ -133,7 +133,7 @@ mod tests {
         );
         assert_eq!(
             keys(&finding["tasks"][0]),
-            "blocks bytes id idle_s location name state"
+            "blocks bytes ended_most_s ended_s id idle_most_s idle_s location name role state"
         );
         assert_eq!(keys(&finding["evidence"][0]), "kind text value");
         assert_eq!(finding["verdict"], "unbounded-growth");

@@ -401,6 +401,7 @@ pub(super) mod tests {
             boxed: None,
             cell_bytes: 256,
             future_bytes: 120,
+            key: (0, None),
         };
         let task = |kind, id, state: u64, owner| Task {
             kind,
@@ -408,6 +409,7 @@ pub(super) mod tests {
             state: State(state),
             owner,
             address: 0x7000 + id * 256,
+            print: None,
             thread: (state & 1 != 0).then_some(99),
             spawned_at: None,
             waits_at: (kind == 1).then(|| {
@@ -422,6 +424,7 @@ pub(super) mod tests {
                 path: format!("/bin/{name}").into(),
                 build_id: Some("abcd".into()),
                 version: Some("1.54.1".into()),
+                bias: 0,
                 task_ids: TaskIds::Confirmed {
                     source: Source::Guard,
                     threads: 2,

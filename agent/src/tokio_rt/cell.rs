@@ -6,13 +6,28 @@
 //! but the last reference is taken away before a cell is freed, so such a one
 //! has none.
 
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::OnceLock,
+};
+
 use super::vtable::Vtable;
 
 /// Where the header points at the vtable.
 pub const VTABLE: u64 = 16;
-/// Bytes from the start that are read of a cell: up to the id and the first
-/// words of the future.
+/// Bytes of a future that its print is made of.
+const PRINTED: u64 = 1024;
+
+/// Bytes from the start that are wanted of a cell: up to the id and the
+/// beginning of the future.
 pub fn span(vtable: &Vtable) -> u64 {
+    let room = vtable.trailer.saturating_sub(vtable.stage());
+    let printed = room.min(PRINTED).max(8 * STAGE_WORDS as u64);
+    vtable.stage().saturating_add(printed)
+}
+
+/// Bytes that will do: up to the first words of the future.
+pub fn least_span(vtable: &Vtable) -> u64 {
     vtable.stage().saturating_add(8 * STAGE_WORDS as u64)
 }
 /// Words of the future that are kept: a boxed one is two.
@@ -93,6 +108,9 @@ pub struct Cell {
     pub spawn_location: Option<u64>,
     /// First words of the future or output; 0 beyond its end.
     pub stage: [u64; STAGE_WORDS],
+    /// Changes with the beginning of the future, as far as the same run of
+    /// this program reads it; none where less of it was read.
+    pub print: Option<u64>,
 }
 
 /// Why something that points at a vtable is no task.
@@ -106,7 +124,7 @@ pub enum NoCell {
     Short,
 }
 
-/// Reads the cell at the start of `bytes`, of which [`span`] are enough.
+/// Reads the cell at the start of `bytes`, of which [`span`] are wanted.
 ///
 /// # Errors
 /// Why there is no cell.
@@ -145,7 +163,21 @@ pub fn read(bytes: &[u8], vtable: &Vtable) -> Result<Cell, NoCell> {
         id,
         spawn_location: vtable.spawn_location.and_then(word),
         stage: first,
+        print: print(bytes, vtable),
     })
+}
+
+/// A keyed hash of the beginning of the future: a poll that goes on to another
+/// `.await`, or counts something, changes it.
+fn print(bytes: &[u8], vtable: &Vtable) -> Option<u64> {
+    static KEY: OnceLock<u64> = OnceLock::new();
+    let key = *KEY.get_or_init(|| RandomState::new().hash_one(0));
+    let from = usize::try_from(vtable.stage()).ok()?;
+    let end = usize::try_from(span(vtable).min(vtable.trailer)).ok()?;
+    let (words, _) = bytes.get(from..end.max(from))?.as_chunks::<8>();
+    Some(words.iter().fold(key, |hash, word| {
+        (hash.rotate_left(5) ^ u64::from_le_bytes(*word)).wrapping_mul(key | 1)
+    }))
 }
 
 #[cfg(test)]
@@ -199,6 +231,23 @@ mod tests {
             assert_eq!(with(at, word), Err(NoCell::Implausible), "{at} {word:#x}");
         }
         assert_eq!(read(&[0; 24], &vtable()), Err(NoCell::Short));
+    }
+
+    #[test]
+    fn the_print_changes_with_the_future() {
+        let print = |words: &[u64]| read(&bytes(words), &vtable()).unwrap().print;
+        let words = [2 << 6, 0, 0x1000, 1, 0x7f00_0000_1000, 17, 5, 6, 7];
+        let first = print(&words).unwrap();
+        let mut others = words;
+        (others[0], others[3]) = (3 << 6, 2);
+        assert_eq!(
+            print(&others),
+            Some(first),
+            "header and owner are not in it"
+        );
+        others[8] = 8;
+        assert_ne!(print(&others), Some(first));
+        assert_eq!(print(&words[..8]), None, "less was read");
     }
 
     #[test]

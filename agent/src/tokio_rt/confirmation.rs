@@ -172,6 +172,7 @@ mod tests {
             path: "/usr/bin/server".into(),
             build_id: None,
             version: None,
+            bias: 0,
             task_ids,
         }
     }

@@ -7,6 +7,7 @@
 //! cells that are being made, so stacks are left out.
 
 mod modules;
+mod names;
 mod suspension;
 mod threads;
 
@@ -20,7 +21,12 @@ use std::{
 
 use agent_ebpf::abi::heap::TaskIdRecipe;
 
-use self::{modules::OpenModule, suspension::Suspensions, threads::Threads};
+use self::{
+    modules::{OpenModule, Unread},
+    names::Names,
+    suspension::Suspensions,
+    threads::Threads,
+};
 use super::{
     acceptance::{self, Known, Outcome},
     await_point::SourceLine,
@@ -37,6 +43,7 @@ use crate::host::{
     heap::{Heap, Scanned},
     mapping,
     memory::MAX_PIECE,
+    module::ModuleId,
     process::Process,
 };
 
@@ -81,6 +88,9 @@ pub struct Module {
     pub build_id: Option<String>,
     /// Tokio's version, if the file tells it.
     pub version: Option<String>,
+    /// Address in the process minus address as linked; no two files have the
+    /// same.
+    pub bias: u64,
     /// Whether the current task's id can be read of a thread.
     pub task_ids: TaskIds,
 }
@@ -116,6 +126,9 @@ pub struct FutureType {
     pub cell_bytes: u64,
     /// Bytes of the future itself, or of its output if that is larger.
     pub future_bytes: u64,
+    /// Names the type in this process: addresses of its task vtable and, of a
+    /// boxed future, of the trait object's.
+    pub key: (u64, Option<u64>),
 }
 
 /// A task.
@@ -131,6 +144,8 @@ pub struct Task {
     pub owner: u64,
     /// Address of its cell.
     pub address: u64,
+    /// Changes with its future's state; see [`cell::Cell::print`].
+    pub print: Option<u64>,
     /// The thread that polls it.
     pub thread: Option<u32>,
     /// Where it was spawned; unstable builds tell.
@@ -185,7 +200,7 @@ pub enum WhyNot {
 /// # Errors
 /// Why there is none.
 pub fn read(process: &Process) -> Result<Table, WhyNot> {
-    read_all(process, true)
+    read_once(process, Depth::Whole)
 }
 
 /// Only the files with Tokio in them, and whether the current task's id can
@@ -194,11 +209,28 @@ pub fn read(process: &Process) -> Result<Table, WhyNot> {
 /// # Errors
 /// As [`read`].
 pub fn modules(process: &Process) -> Result<Vec<Module>, WhyNot> {
-    read_all(process, false).map(|table| table.modules)
+    read_once(process, Depth::Modules).map(|table| table.modules)
 }
 
-fn read_all(process: &Process, with_tasks: bool) -> Result<Table, WhyNot> {
-    match read_running(process, with_tasks) {
+fn read_once(process: &Process, depth: Depth) -> Result<Table, WhyNot> {
+    let outcome = Reader::open(process).and_then(|mut reader| reader.look(depth));
+    gone_or(process, outcome)
+}
+
+/// What is asked of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Depth {
+    /// Its files, and whether the current task's id can be read.
+    Modules,
+    /// The same, and all that is known of its tasks.
+    Whole,
+    /// Its tasks and their types.
+    Lives,
+}
+
+/// Tells an end from other failures, which follow from it.
+fn gone_or<T>(process: &Process, outcome: Result<T, WhyNot>) -> Result<T, WhyNot> {
+    match outcome {
         Err(WhyNot::Unreadable(error))
             if error.kind() == io::ErrorKind::NotFound || !process.is_running() =>
         {
@@ -208,88 +240,159 @@ fn read_all(process: &Process, with_tasks: bool) -> Result<Table, WhyNot> {
     }
 }
 
-fn read_running(process: &Process, with_tasks: bool) -> Result<Table, WhyNot> {
-    let cache = Cache::open();
-    let (modules, unread) = modules::open(process, cache.as_ref())?;
-    if let Some(why) = modules::why_none(&modules, &unread) {
-        return Err(why);
+/// Reads the table of one process again and again. Its files are looked at
+/// once, and again when it has mapped others.
+pub struct Reader {
+    process: Process,
+    cache: Option<Cache>,
+    modules: Vec<OpenModule>,
+    names: Vec<Names>,
+    unread: Unread,
+    mapped: HashSet<ModuleId>,
+}
+
+impl Reader {
+    /// Looks at the process's files.
+    ///
+    /// # Errors
+    /// Why its tasks cannot be listed.
+    pub fn open(process: &Process) -> Result<Self, WhyNot> {
+        gone_or(process, Self::open_files(process))
     }
-    let heap = Heap::open(process)?;
-    let vtables = modules.iter().enumerate().flat_map(|(index, module)| {
-        let numbered = module.file.vtables.iter().enumerate();
-        numbered.map(move |(vtable, found)| {
-            let id = VtableId {
-                module: index,
-                vtable,
-            };
-            (module.bias.wrapping_add(found.address), id, found)
+
+    fn open_files(process: &Process) -> Result<Self, WhyNot> {
+        let mapped = modules::mapped(process)?;
+        let cache = Cache::open();
+        let (modules, unread) = modules::open(process, cache.as_ref())?;
+        if let Some(why) = modules::why_none(&modules, &unread) {
+            return Err(why);
+        }
+        Ok(Self {
+            process: process.clone(),
+            cache,
+            names: modules.iter().map(|_| Names::default()).collect(),
+            modules,
+            unread,
+            mapped,
         })
-    });
-    let mut seen = Sightings::of(vtables);
-    let mut table = Table {
-        unread,
-        ..Table::default()
-    };
-    let start = Instant::now();
-    for region in heap.regions() {
-        let part = heap.scan(region, |start, bytes| seen.look(start, bytes))?;
-        table.scanned.read += part.read;
-        table.scanned.swapped += part.swapped;
-        table.scanned.lost += part.lost;
     }
-    table.scan_time = start.elapsed();
-    for address in std::mem::take(&mut seen.torn) {
-        let mut bytes = vec![0; longest(&modules, MAX_PIECE)];
-        if let Some(part) = readable(&heap, address, &mut bytes) {
-            seen.look_at_cell(address, part);
-        }
+
+    /// Whether the process has mapped the code of other files meanwhile: then
+    /// a new reader is needed.
+    pub fn is_outdated(&self) -> bool {
+        modules::mapped(&self.process).is_ok_and(|mapped| mapped != self.mapped)
     }
-    if !process.is_running() {
-        return Err(WhyNot::Gone);
+
+    /// The tasks as they are now, and their types. Whether the current task's
+    /// id can be read is not tried.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn read(&mut self) -> Result<Table, WhyNot> {
+        let outcome = self.look(Depth::Lives);
+        gone_or(&self.process, outcome)
     }
-    table.dropped = seen.dropped;
-    let threads = Threads::find(process, &heap, &seen.blocks);
-    table.threads = (threads.expected, threads.known.len());
-    let cells = settled(seen.cells, &modules, &threads);
-    if cells.is_empty() && !modules.iter().any(OpenModule::is_certain) {
-        // What looked like vtables were none.
-        return Err(WhyNot::NoTokio);
-    }
-    for (index, module) in modules.iter().enumerate() {
-        let own: Vec<&Sighting> = cells
-            .iter()
-            .filter(|seen| seen.vtable.module == index)
-            .collect();
-        if own.is_empty() && !module.is_certain() {
-            continue;
-        }
-        let (task_ids, running) = accepted(&heap, process, module, &threads, &own);
-        table.modules.push(Module {
-            path: module.path().to_owned(),
-            build_id: module.build_id(),
-            version: module.file.version.clone(),
-            task_ids,
+
+    fn look(&mut self, depth: Depth) -> Result<Table, WhyNot> {
+        let (process, modules) = (&self.process, &self.modules);
+        let heap = Heap::open(process)?;
+        let vtables = modules.iter().enumerate().flat_map(|(index, module)| {
+            let numbered = module.file.vtables.iter().enumerate();
+            numbered.map(move |(vtable, found)| {
+                let id = VtableId {
+                    module: index,
+                    vtable,
+                };
+                (module.bias.wrapping_add(found.address), id, found)
+            })
         });
-        if with_tasks {
-            let aligned = is_aligned(Some(module), index, &cells);
+        let mut seen = Sightings::of(vtables);
+        let mut table = Table {
+            unread: self.unread.clone(),
+            ..Table::default()
+        };
+        let start = Instant::now();
+        for region in heap.regions() {
+            let part = heap.scan(region, |start, bytes| seen.look(start, bytes))?;
+            table.scanned.read += part.read;
+            table.scanned.swapped += part.swapped;
+            table.scanned.lost += part.lost;
+        }
+        table.scan_time = start.elapsed();
+        for address in std::mem::take(&mut seen.torn) {
+            for span in [cell::span, cell::least_span] {
+                let mut bytes = vec![0; longest(modules, span, MAX_PIECE)];
+                if let Some(part) = readable(&heap, address, &mut bytes) {
+                    seen.look_at_cell(address, part);
+                    break;
+                }
+            }
+        }
+        if !process.is_running() {
+            return Err(WhyNot::Gone);
+        }
+        table.dropped = seen.dropped;
+        let threads = Threads::find(process, &heap, &seen.blocks);
+        table.threads = (threads.expected, threads.known.len());
+        let cells = settled(seen.cells, modules, &threads);
+        if cells.is_empty() && !modules.iter().any(OpenModule::is_certain) {
+            // What looked like vtables were none.
+            return Err(WhyNot::NoTokio);
+        }
+        self.fill(&mut table, &heap, &threads, &cells, depth);
+        Ok(table)
+    }
+
+    fn fill(
+        &mut self,
+        table: &mut Table,
+        heap: &Heap,
+        threads: &Threads,
+        cells: &[Sighting],
+        depth: Depth,
+    ) {
+        let cache = self.cache.as_ref();
+        for ((index, module), names) in self.modules.iter().enumerate().zip(&mut self.names) {
+            let own: Vec<&Sighting> = cells
+                .iter()
+                .filter(|seen| seen.vtable.module == index)
+                .collect();
+            if own.is_empty() && !module.is_certain() {
+                continue;
+            }
+            let (task_ids, running) = if depth == Depth::Lives {
+                (TaskIds::Unconfirmed("it was not tried"), BTreeMap::new())
+            } else {
+                accepted(heap, &self.process, module, threads, &own)
+            };
+            table.modules.push(Module {
+                path: module.path().to_owned(),
+                build_id: module.build_id(),
+                version: module.file.version.clone(),
+                bias: module.bias,
+                task_ids,
+            });
             let own = Own {
-                heap: &heap,
+                heap,
                 module,
-                aligned,
+                aligned: is_aligned(Some(module), index, cells),
                 cells: &own,
             };
-            add_tasks(&mut table, &own, &running, cache.as_ref());
+            match depth {
+                Depth::Modules => {}
+                Depth::Whole => add_tasks(table, &own, &running, cache),
+                Depth::Lives => names.add_tasks(table, &own, cache),
+            }
         }
+        table.tasks.sort_by_key(|task| (task.kind, task.id));
+        table.cache_ignored = cache.map_or(0, Cache::ignored);
     }
-    table.tasks.sort_by_key(|task| (task.kind, task.id));
-    table.cache_ignored = cache.as_ref().map_or(0, Cache::ignored);
-    Ok(table)
 }
 
 /// Most bytes that any cell needs.
-fn longest(modules: &[OpenModule], limit: usize) -> usize {
+fn longest(modules: &[OpenModule], span: fn(&Vtable) -> u64, limit: usize) -> usize {
     let vtables = modules.iter().flat_map(|module| &module.file.vtables);
-    let most = vtables.map(cell::span).max().unwrap_or(0);
+    let most = vtables.map(span).max().unwrap_or(0);
     (most as usize).min(limit)
 }
 
@@ -383,7 +486,7 @@ fn add_tasks(
         let object = object(module, &answers, place, &questions, seen);
         let kind = *kinds.entry((place, object)).or_insert_with(|| {
             let mut kind = future_type(
-                (shown, aligned, module.minor()),
+                (shown, aligned, module),
                 &questions,
                 &answers,
                 (place, object),
@@ -406,6 +509,7 @@ fn add_tasks(
             state: seen.cell.state,
             owner: seen.cell.owner,
             address: seen.address,
+            print: seen.cell.print,
             thread: polled_by.get(&seen.cell.id).copied(),
             spawned_at,
             waits_at: suspensions.at(heap, place, seen),
@@ -514,18 +618,41 @@ fn object(
 }
 
 fn future_type(
-    (module, aligned, minor): (usize, bool, Option<u32>),
+    (shown, aligned, module): (usize, bool, &OpenModule),
     questions: &Questions,
     answers: &Answers,
     (place, object): (usize, Option<u64>),
 ) -> FutureType {
-    let vtable = questions.vtables.get(place);
+    let name = answers.names.get(place).cloned().unwrap_or_default();
+    let boxed = object.and_then(|object| answers.objects.get(&object).cloned());
     FutureType {
-        module,
-        name: answers.names.get(place).cloned().unwrap_or_default(),
-        boxed: object.and_then(|object| answers.objects.get(&object).cloned()),
-        cell_bytes: vtable.map_or(0, |vtable| cell_bytes(vtable, minor, aligned)),
+        name,
+        boxed,
+        ..unnamed(
+            (shown, aligned, module),
+            questions.vtables.get(place),
+            object,
+        )
+    }
+}
+
+/// A type of which only the layout is known.
+fn unnamed(
+    (shown, aligned, module): (usize, bool, &OpenModule),
+    vtable: Option<&Vtable>,
+    object: Option<u64>,
+) -> FutureType {
+    let address = |linked: u64| module.bias.wrapping_add(linked);
+    FutureType {
+        module: shown,
+        name: FutureName::default(),
+        boxed: None,
+        cell_bytes: vtable.map_or(0, |vtable| cell_bytes(vtable, module.minor(), aligned)),
         future_bytes: vtable.map_or(0, |vtable| vtable.trailer.saturating_sub(vtable.stage())),
+        key: (
+            vtable.map_or(0, |vtable| address(vtable.address)),
+            object.map(address),
+        ),
     }
 }
 

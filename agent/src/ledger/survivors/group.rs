@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Followed, STEPS, StackId, Survivors, WindowAccount};
-use crate::ledger::{Group, TaskShare};
+use crate::ledger::{Group, LiveBlock, TaskShare};
 
 /// A block that is still followed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,6 +108,14 @@ impl Building {
 }
 
 impl Survivors {
+    /// The blocks that are still followed, each with the number of blocks it
+    /// stands for.
+    pub fn blocks(&self) -> impl Iterator<Item = (&LiveBlock, f64)> {
+        self.followed
+            .values()
+            .map(|followed| (&followed.block.block, followed.weight))
+    }
+
     /// The account per group of stacks. `group_of` names the group of a
     /// stack; stacks with equal names are added up.
     pub fn groups<K: Ord>(&self, group_of: impl Fn(StackId) -> K) -> BTreeMap<K, SurveyGroup> {

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Style, title};
 use crate::finding::{
-    Confidence, Finding, Frame, Process, Task, is_user_frame, site_frame,
+    Confidence, Finding, Frame, Process, Role, Task, is_user_frame, site_frame,
     units::{bytes, count, rate, time},
 };
 
@@ -157,37 +157,83 @@ fn line(frame: &Frame, style: Style) -> String {
 }
 
 fn tasks(finding: &Finding, style: Style, out: &mut impl Write) -> io::Result<()> {
-    let named: Vec<&Task> = finding
-        .tasks
-        .iter()
-        .filter(|task| task.id.is_some() || task.name.is_some())
-        .collect();
-    if named.is_empty() {
-        return Ok(());
+    for (role, title) in [
+        (Role::Allocated, "Tokio tasks that allocated it"),
+        (Role::Holds, "Tokio tasks that hold it, the longest first"),
+    ] {
+        let named: Vec<&Task> = finding
+            .tasks
+            .iter()
+            .filter(|task| task.role == role && (task.id.is_some() || task.name.is_some()))
+            .collect();
+        if named.is_empty() {
+            continue;
+        }
+        section(out, style, title)?;
+        for task in named.iter().take(MAX_TASKS) {
+            wrapped(out, "      ", "        ", &of_task(task))?;
+        }
+        match named.len().saturating_sub(MAX_TASKS) {
+            0 => {}
+            more => writeln!(out, "      … {more} more")?,
+        }
     }
-    section(out, style, "Tokio tasks that allocated it")?;
-    for task in named.iter().take(MAX_TASKS) {
-        let id = task
-            .id
-            .map_or_else(|| "task".to_owned(), |id| format!("task {id}"));
-        let name = task
-            .name
-            .as_ref()
-            .map_or_else(String::new, |name| format!(" {name}"));
-        let location = task
-            .location
-            .as_ref()
-            .map_or_else(String::new, |at| format!(" at {at}"));
-        writeln!(
-            out,
-            "      {id}{name}{location}: {} in {} blocks",
-            bytes(task.bytes as f64),
-            count(task.blocks as f64)
-        )?;
+    Ok(())
+}
+
+fn of_task(task: &Task) -> String {
+    let id = task
+        .id
+        .map_or_else(|| "task".to_owned(), |id| format!("task {id}"));
+    let name = task
+        .name
+        .as_ref()
+        .map_or_else(String::new, |name| format!(" {name}"));
+    let location = task
+        .location
+        .as_ref()
+        .map_or_else(String::new, |at| format!(" at {at}"));
+    format!(
+        "{id}{name}{location}: {} in {} blocks{}",
+        bytes(task.bytes as f64),
+        count(task.blocks as f64),
+        fate(task)
+    )
+}
+
+/// What became of a task, as far as that is known.
+fn fate(task: &Task) -> String {
+    let state = task.state.as_ref().map_or("", |state| state.as_str());
+    match (state, task.ended_s, task.idle_s) {
+        ("", ..) => String::new(),
+        ("finished", Some(least), _) => format!(
+            "; finished {} ago, while its blocks live",
+            range(least, task.ended_most_s)
+        ),
+        ("complete", Some(least), _) => format!(
+            "; finished {} ago, but still held",
+            range(least, task.ended_most_s)
+        ),
+        ("idle", _, Some(least)) => match task.idle_most_s {
+            Some(most) if least < 0.5 && least < most / 2.0 => {
+                format!("; alive, idle for less than {}", time(seconds(most)))
+            }
+            most => format!("; alive, idle for {}", range(least, most)),
+        },
+        (state, ..) => format!("; alive, {state}"),
     }
-    match named.len().saturating_sub(MAX_TASKS) {
-        0 => Ok(()),
-        more => writeln!(out, "      … {more} more"),
+}
+
+/// `40 to 50 s`; `at least 40 s` where nobody knows more.
+fn range(least: f64, most: Option<f64>) -> String {
+    let Some(most) = most else {
+        return format!("at least {}", time(seconds(least)));
+    };
+    let (from, to) = (time(seconds(least)), time(seconds(most)));
+    match (from.split_once(' '), to.split_once(' ')) {
+        _ if from == to => to,
+        (Some((number, unit)), Some((_, same))) if unit == same => format!("{number} to {to}"),
+        _ => format!("{from} to {to}"),
     }
 }
 

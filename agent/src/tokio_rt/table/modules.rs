@@ -110,7 +110,22 @@ impl OpenModule {
 }
 
 /// Files that could not be looked at, each with the reason.
-type Unread = Vec<(PathBuf, String)>;
+pub(super) type Unread = Vec<(PathBuf, String)>;
+
+/// The files whose code a process has mapped.
+pub(super) fn mapped(process: &Process) -> io::Result<HashSet<ModuleId>> {
+    let mappings = mapping::of(process.pid)?;
+    let code = mappings
+        .iter()
+        .filter(|mapping| mapping.executable && mapping.is_file());
+    Ok(code
+        .map(|mapping| ModuleId {
+            device: mapping.device,
+            inode: mapping.inode,
+        })
+        .take(MAX_FILES)
+        .collect())
+}
 
 /// Opens a process's files and keeps those with Tokio.
 pub(super) fn open(
