@@ -184,7 +184,7 @@ fn record() -> Option<()> {
         match last {
             Some(last) => *last = wait,
             None => {
-                if WAITS.insert(id, &wait, u64::from(BPF_ANY)).is_err() {
+                if WAITS.insert(id, wait, u64::from(BPF_ANY)).is_err() {
                     (*counts).unrecorded += 1;
                 }
             }

@@ -149,6 +149,10 @@ pub(super) fn unwind(
     stacks
 }
 
+#[expect(
+    clippy::redundant_closure,
+    reason = "the function itself is not general enough for any lifetime"
+)]
 fn rows_of(file: &CodeFile) -> Vec<Row> {
     file.module
         .as_ref()

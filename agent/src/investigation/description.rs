@@ -66,14 +66,10 @@ pub(super) fn describe(
             &context,
             settings,
         ),
-        None => analysis::findings(
-            &account.ledger,
-            &residence,
-            &stacks,
-            &identity,
-            &context,
-            settings,
-        ),
+        None => {
+            let ledger = &account.ledger;
+            analysis::findings(ledger, &residence, &stacks, &identity, &context, settings)
+        }
     };
     let ids_agree =
         target.is_some_and(|target| are_task_ids(&target.tasks.belief, account, &stacks));
@@ -88,11 +84,8 @@ pub(super) fn describe(
     );
     let (mut findings, not_leaks) = (outcome.findings, outcome.not_leaks);
     let waits = account.waits.waits().map(|waits| {
-        let stacks: BTreeMap<StackId, analysis::Stack> = waits
-            .stacks()
-            .filter_map(|id| Some((id, resolve(capture.stack(id.0)?, space, symbols))))
-            .collect();
-        let places = waits::places(&waits, &stacks);
+        let names = |id: StackId| Some((id, resolve(capture.stack(id.0)?, space, symbols)));
+        let places = waits::places(&waits, &waits.stacks().filter_map(names).collect());
         waits::blame(&mut findings, &places, account.observed, &identity);
         waits::describe(&waits, &places)
     });

@@ -31,12 +31,12 @@ pub fn walk(
             (Row::END, _) => return (frames, StackEnd::Complete),
             (Row::SIGNAL, _) => {
                 let at = |offset| word(sp.wrapping_add(offset));
-                let (Some(saved_bp), Some(saved_sp), Some(saved_ip)) =
+                let (Some(base), Some(top), Some(back)) =
                     (at(SIGNAL_RBP), at(SIGNAL_RSP), at(SIGNAL_RIP))
                 else {
                     return (frames, StackEnd::UnreadableStack);
                 };
-                (ip, sp, bp, exact) = (saved_ip, saved_sp, Some(saved_bp), true);
+                (ip, sp, bp, exact) = (back, top, Some(base), true);
                 frames.push((ip, true));
                 continue;
             }

@@ -11,6 +11,12 @@ use crate::{
     },
 };
 
+/// Verdicts that say that memory grows at a site.
+const GROWING: [Verdict; 3] = [
+    Verdict::UnboundedGrowth,
+    Verdict::UnreapedTask,
+    Verdict::StuckTask,
+];
 /// A wait must have gone on for this share of the observation …
 const SHARE: f64 = 0.5;
 /// … but not less than this …
@@ -29,7 +35,7 @@ pub fn blame(
     let growing: Vec<usize> = findings
         .iter()
         .enumerate()
-        .filter(|(_, finding)| finding.verdict == Verdict::UnboundedGrowth)
+        .filter(|(_, finding)| GROWING.contains(&finding.verdict))
         .map(|(index, _)| index)
         .collect();
     if growing.is_empty() {

@@ -9,7 +9,7 @@ fn words<const WORDS: usize>(values: [u64; WORDS]) -> [AtomicU64; WORDS] {
 #[test]
 fn a_block_is_read_as_it_was_put() {
     let name = place::name(7, 3, 0x5555_1234_5678).unwrap();
-    let place = words([name, 3 << 32 | 4321, 0, 64, 1000, 0xabc, 9, 512]);
+    let place = words([name, (3 << 32) + 4321, 0, 64, 1000, 0xabc, 9, 512]);
     let key = BlockKey {
         tgid: 4321,
         epoch: 3,
@@ -33,7 +33,7 @@ fn a_block_is_read_as_it_was_put() {
 fn a_site_counts_once_it_has_an_owner() {
     let place = words([0xabc, 0, 1, 5, 320, 2, 128, 77, 88]);
     assert_eq!(site_in(&place), None);
-    place[1].store(2 << 32 | 4321, Relaxed);
+    place[1].store((2 << 32) + 4321, Relaxed);
     let (hash, site) = site_in(&place).unwrap();
     assert_eq!((hash, site.tgid, site.epoch), (0xabc, 4321, 2));
     assert_eq!(
