@@ -57,20 +57,16 @@ pub(super) fn describe(
         .chain(of_faults)
         .filter_map(|id| Some((id, resolve(capture.stack(id.0)?, space, symbols))))
         .collect();
-    let mut outcome = match surveyed {
-        Some(survey) => analysis::survey::findings(
-            &survey.survivors,
-            &residence,
-            &stacks,
-            &identity,
-            &context,
-            settings,
-        ),
-        None => {
-            let ledger = &account.ledger;
-            analysis::findings(ledger, &residence, &stacks, &identity, &context, settings)
-        }
-    };
+    let ledger = &account.ledger;
+    let mut outcome = surveyed.map_or_else(
+        || analysis::findings(ledger, &residence, &stacks, &identity, &context, settings),
+        |survey| {
+            let survivors = &survey.survivors;
+            analysis::survey::findings(
+                survivors, &residence, &stacks, &identity, &context, settings,
+            )
+        },
+    );
     let ids_agree =
         target.is_some_and(|target| are_task_ids(&target.tasks.belief, account, &stacks));
     let task_counts = tell_tasks(
