@@ -40,16 +40,16 @@ pub fn blocked_in(pid: u32, thread: u32) -> Option<Blocked> {
 fn parse(text: &str) -> Option<Blocked> {
     let mut words = text.split_ascii_whitespace();
     let call = words.next()?.parse().ok()?;
-    let mut numbers = [0; 8];
-    for number in &mut numbers {
-        *number = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+    let mut next = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+    let mut arguments = [0; 6];
+    for argument in &mut arguments {
+        *argument = next()?;
     }
-    let [a, b, c, d, e, f, sp, ip] = numbers;
     Some(Blocked {
         call,
-        arguments: [a, b, c, d, e, f],
-        sp,
-        ip,
+        arguments,
+        sp: next()?,
+        ip: next()?,
     })
 }
 
