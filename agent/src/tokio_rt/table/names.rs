@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::{FutureType, Own, Table, Task, modules::OpenModule, unnamed};
+use super::{
+    FutureType, Table, Task,
+    modules::OpenModule,
+    types::{Own, unnamed},
+};
 use crate::host::cache::Cache;
 use crate::tokio_rt::{
     file::{self, Questions},
