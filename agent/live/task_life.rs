@@ -111,6 +111,7 @@ fn leak(leak: &'static str, verdict: &str, state: &str) -> Result<()> {
         "runtimes: {drawn}"
     );
     let text = String::from_utf8_lossy(&report.text);
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     for part in ["Tokio tasks that hold it", "readings of the task table"] {
         ensure!(text.contains(part), "{part:?} is not in {text}\n{drawn}");
     }
@@ -187,6 +188,7 @@ fn finished() -> Result<()> {
         server.drawn
     );
     let text = String::from_utf8_lossy(&report.text);
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     ensure!(
         text.contains("while its blocks live"),
         "{}: {text}\n{report}",

@@ -108,8 +108,17 @@ impl<'data> CallFrames<'data> {
         let fde = if let Some(header) = self.header()
             && let Some(table) = header.table()
         {
-            table
-                .fde_for_address(&section, &self.bases, address, EhFrame::cie_from_offset)
+            // Not `fde_for_address`: it subtracts without a check, and a
+            // damaged table points to before the section.
+            let found = table.lookup(address, &self.bases).ok()?.direct().ok()?;
+            let start = header.eh_frame_ptr().direct().ok()?;
+            let offset = usize::try_from(found.checked_sub(start)?).ok()?;
+            section
+                .fde_from_offset(
+                    &self.bases,
+                    gimli::EhFrameOffset(offset),
+                    EhFrame::cie_from_offset,
+                )
                 .ok()?
         } else {
             let after = self
