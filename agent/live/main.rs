@@ -38,22 +38,37 @@ mod tasks;
 mod truth;
 mod waits;
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use libtest_mimic::{Arguments, Trial};
 
 /// Wraps a test for the runner, which wants a message instead of an error.
+#[expect(clippy::print_stderr, reason = "a test runner reports to its terminal")]
 fn trial(
     name: impl Into<String>,
     test: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
 ) -> Trial {
+    let name = name.into();
+    let test_name = name.clone();
     Trial::test(name, move || {
-        test().map_err(|error| format!("{error:#}").into())
+        let start = Instant::now();
+        let outcome = test();
+        let took = start.elapsed();
+        if took > SLOW {
+            eprintln!("({test_name} took {} s)", took.as_secs());
+        }
+        outcome.map_err(|error| format!("{error:#}").into())
     })
 }
 
+/// Tests that take longer tell it: all of them together have a limit.
+const SLOW: Duration = Duration::from_secs(10);
+
 /// Tests that watch at the same time; each loads a processor by a tenth or so.
-const SIDE_BY_SIDE: usize = 3;
+const SIDE_BY_SIDE: usize = 4;
 
 #[expect(clippy::print_stderr, reason = "a test runner reports to its terminal")]
 fn main() -> ExitCode {
@@ -78,12 +93,15 @@ fn main() -> ExitCode {
     }
     // Most of the time of these passes in watching.
     let side_by_side = [
+        // The longest first.
+        survey::trials(),
         leaks::trials(),
         healthy::trials(),
         allocators::trials(),
         outside::trials(),
         waits::trials(),
         task_life::trials(),
+        tasks::trials(),
     ];
     // These measure time, or look for what another test's probes would leave.
     let one_by_one = [
@@ -101,8 +119,6 @@ fn main() -> ExitCode {
         evidence::trials(),
         containers::trials(),
         daemon::trials(),
-        survey::trials(),
-        tasks::trials(),
     ];
     let mut run = |threads: usize, trials: Vec<Trial>| {
         arguments.test_threads = Some(threads);
