@@ -1,6 +1,8 @@
 //! The shape of a series over time: how fast it grows, whether that slows,
 //! whether it falls back.
 
+use super::estimate::student;
+
 /// Parts that a run is divided into.
 pub(super) const PARTS: usize = 8;
 
@@ -137,19 +139,6 @@ impl Parts {
             slope.signum() * 100.0 * f64::from(u8::from(slope != 0.0))
         };
         (ratio, t)
-    }
-}
-
-/// Two-sided 95 % quantile of Student's distribution.
-fn student(freedom: usize) -> f64 {
-    match freedom {
-        0 | 1 => 12.71,
-        2 => 4.30,
-        3 => 3.18,
-        4 => 2.78,
-        5 => 2.57,
-        6 => 2.45,
-        _ => 2.36,
     }
 }
 

@@ -5,7 +5,6 @@
 //! [`Survivors`] instead of a complete account.
 
 mod curve;
-mod interval;
 mod limit;
 mod rate;
 mod share;

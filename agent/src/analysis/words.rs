@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     Context, Settings,
     growth::Growth,
-    process::{Against, Process},
+    process::{Against, Process, Witness},
     site::Found,
 };
 use crate::{
@@ -36,7 +36,7 @@ pub(super) fn evidence(
         };
         lines.insert(at, line);
     }
-    lines.extend(memory(found, process));
+    lines.extend(memory(found.witness, process));
     if context.sampling_mean > 1 {
         let sampled = group.survivors.len() as f64;
         lines.push(Evidence {
@@ -190,26 +190,20 @@ fn against(found: &Found, process: &Process) -> Option<Evidence> {
 }
 
 /// What the memory of the process did meanwhile.
-fn memory(found: &Found, process: &Process) -> Option<Evidence> {
+pub(super) fn memory(witness: Option<Witness>, process: &Process) -> Option<Evidence> {
     let rss = process.rss?;
     let growth = rss.end_bytes as f64 - rss.start_bytes as f64;
-    let flat = found
-        .witness
-        .is_some_and(|witness| witness.against.is_none() && witness.memory_flat);
+    let flat = witness.is_some_and(|witness| witness.against.is_none() && witness.memory_flat);
     let text = if flat {
         format!(
             "The memory of the process (RSS and swap) changed by only {}: so far, what is kept here fits into memory that was free before.",
             bytes(growth)
         )
-    } else if growth >= 0.0 {
-        format!(
-            "The memory of the process (RSS and swap) grew by {} in the same time.",
-            bytes(growth)
-        )
     } else {
         format!(
-            "The memory of the process (RSS and swap) shrank by {} in the same time.",
-            bytes(-growth)
+            "The memory of the process (RSS and swap) {} by {} in the same time.",
+            if growth < 0.0 { "shrank" } else { "grew" },
+            bytes(growth.abs())
         )
     };
     Some(Evidence {

@@ -48,6 +48,37 @@ pub struct TaskShare {
     pub bytes: f64,
 }
 
+impl TaskShare {
+    /// From blocks and bytes per task: those with most bytes first, at most
+    /// [`Group::MAX_TASKS`], and what the others hold together.
+    pub(super) fn ranked(
+        sums: impl Iterator<Item = (Option<u64>, (f64, f64))>,
+    ) -> (Vec<Self>, Option<Self>) {
+        let mut tasks: Vec<Self> = sums
+            .map(|(task, (blocks, bytes))| Self {
+                task,
+                blocks,
+                bytes,
+            })
+            .collect();
+        tasks.sort_by(|a, b| b.bytes.total_cmp(&a.bytes).then(a.task.cmp(&b.task)));
+        let others = tasks.split_off(tasks.len().min(Group::MAX_TASKS));
+        let rest = (!others.is_empty()).then(|| Self {
+            task: None,
+            blocks: others.iter().map(|share| share.blocks).sum(),
+            bytes: others.iter().map(|share| share.bytes).sum(),
+        });
+        (tasks, rest)
+    }
+}
+
+/// Stacks, those with most bytes first.
+pub(super) fn by_bytes(stacks: impl Iterator<Item = (StackId, f64)>) -> Vec<StackId> {
+    let mut stacks: Vec<(StackId, f64)> = stacks.collect();
+    stacks.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    stacks.into_iter().map(|(stack, _)| stack).collect()
+}
+
 /// The account of one group of stacks.
 #[derive(Clone, Debug, Default)]
 pub struct Group {
@@ -145,27 +176,8 @@ impl Group {
         self.allocated = self.allocated.max(self.freed.saturating_add(live));
         self.vanished = self.allocated - self.freed - live;
 
-        let mut stacks: Vec<(StackId, f64)> = self.stack_bytes.drain().collect();
-        stacks.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        self.stacks = stacks.into_iter().map(|(stack, _)| stack).collect();
-
-        let mut tasks: Vec<TaskShare> = self
-            .task_sums
-            .drain()
-            .map(|(task, (blocks, bytes))| TaskShare {
-                task,
-                blocks,
-                bytes,
-            })
-            .collect();
-        tasks.sort_by(|a, b| b.bytes.total_cmp(&a.bytes).then(a.task.cmp(&b.task)));
-        let others = tasks.split_off(tasks.len().min(Self::MAX_TASKS));
-        self.other_tasks = (!others.is_empty()).then(|| TaskShare {
-            task: None,
-            blocks: others.iter().map(|share| share.blocks).sum(),
-            bytes: others.iter().map(|share| share.bytes).sum(),
-        });
-        self.tasks = tasks;
+        self.stacks = by_bytes(self.stack_bytes.drain());
+        (self.tasks, self.other_tasks) = TaskShare::ranked(self.task_sums.drain());
 
         let points = std::mem::take(&mut self.points);
         let zero = Point::default();

@@ -3,7 +3,7 @@
 
 use crate::ledger::survivors::{STEPS, StepCount, SurveyGroup, Window, age};
 
-use super::interval::count_bounds;
+use crate::analysis::estimate::{Z, count_bounds};
 
 /// Share of the blocks of the plateau's first age that may be gone at its
 /// last: a twentieth would be asking more than a dozen blocks can tell.
@@ -133,7 +133,7 @@ impl Curve {
             counted,
             to,
             decade: end >= DECADE * start,
-            may_fall: (count_bounds(gone, 1.96).1 / known).min(1.0),
+            may_fall: (count_bounds(gone, Z).1 / known).min(1.0),
             members: alive(self.row(counted)),
             windows: group
                 .windows

@@ -5,14 +5,12 @@ use std::time::Duration;
 use agent_ebpf::logic::sampling::weight;
 
 use crate::{
+    analysis::estimate::{count_bounds, student},
     finding::Estimate,
     ledger::survivors::{SurveyGroup, Survivors, Window, WindowAccount},
 };
 
-use super::{
-    curve::{Curve, hazard, reached},
-    interval::{count_bounds, student},
-};
+use super::curve::{Curve, hazard, reached};
 
 /// The block that stands for those of a site of which none outlived its
 /// window; their sizes are not known.

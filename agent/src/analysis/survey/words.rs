@@ -7,6 +7,7 @@ use crate::{
     analysis::{
         Context, Settings,
         process::{Against, Process},
+        words::memory,
     },
     finding::{
         Confidence, Evidence, Verdict,
@@ -38,7 +39,7 @@ pub(super) fn evidence(
     lines.push(windows(group, survivors, context));
     lines.push(survival(found, &plateau));
     lines.push(signs(found, &plateau));
-    lines.extend(memory(found, process));
+    lines.extend(memory(found.witness, process));
     if verdict == Verdict::UnboundedGrowth {
         lines.extend(limit(found, settings));
         if found.confidence < Confidence::Strong {
@@ -193,31 +194,6 @@ fn against(found: &Found) -> Option<Evidence> {
         kind,
         text: text.to_owned(),
         value: None,
-    })
-}
-
-fn memory(found: &Found, process: &Process) -> Option<Evidence> {
-    let rss = process.rss?;
-    let growth = rss.end_bytes as f64 - rss.start_bytes as f64;
-    let flat = found
-        .witness
-        .is_some_and(|witness| witness.against.is_none() && witness.memory_flat);
-    let text = if flat {
-        format!(
-            "The memory of the process (RSS and swap) changed by only {}: so far, what is kept here fits into memory that was free before.",
-            bytes(growth)
-        )
-    } else {
-        format!(
-            "The memory of the process (RSS and swap) {} by {} in the same time.",
-            if growth < 0.0 { "shrank" } else { "grew" },
-            bytes(growth.abs())
-        )
-    };
-    Some(Evidence {
-        kind: "process-rss",
-        text,
-        value: Some(growth),
     })
 }
 

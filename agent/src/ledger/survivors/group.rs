@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Followed, STEPS, StackId, Survivors, WindowAccount};
-use crate::ledger::{Group, LiveBlock, TaskShare};
+use crate::ledger::{LiveBlock, TaskShare, group::by_bytes};
 
 /// A block that is still followed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,7 +43,7 @@ pub struct SurveyGroup {
     /// reading, the longest that is possible.
     pub longest_ended: Duration,
     /// Who allocated what still lives, most bytes first, at most
-    /// [`Group::MAX_TASKS`]; the rest is in `other_tasks`.
+    /// [`crate::ledger::Group::MAX_TASKS`]; the rest is in `other_tasks`.
     pub tasks: Vec<TaskShare>,
     /// What further tasks hold together.
     pub other_tasks: Option<TaskShare>,
@@ -83,26 +83,8 @@ impl Building {
             window.place(&died);
         }
         group.kept.sort_by_key(|kept| kept.born);
-        let mut stacks: Vec<(StackId, f64)> = self.stacks.into_iter().collect();
-        stacks.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        group.stacks = stacks.into_iter().map(|(stack, _)| stack).collect();
-        let mut tasks: Vec<TaskShare> = self
-            .tasks
-            .into_iter()
-            .map(|(task, (blocks, bytes))| TaskShare {
-                task,
-                blocks,
-                bytes,
-            })
-            .collect();
-        tasks.sort_by(|a, b| b.bytes.total_cmp(&a.bytes).then(a.task.cmp(&b.task)));
-        let others = tasks.split_off(tasks.len().min(Group::MAX_TASKS));
-        group.other_tasks = (!others.is_empty()).then(|| TaskShare {
-            task: None,
-            blocks: others.iter().map(|share| share.blocks).sum(),
-            bytes: others.iter().map(|share| share.bytes).sum(),
-        });
-        group.tasks = tasks;
+        group.stacks = by_bytes(self.stacks.into_iter());
+        (group.tasks, group.other_tasks) = TaskShare::ranked(self.tasks.into_iter());
         group
     }
 }
