@@ -7,10 +7,12 @@ use std::{
 
 use super::finding::wrapped;
 use crate::finding::{
-    Waiting, Waits,
+    Class, Waiting, Waits,
     units::{count, time},
 };
 
+/// Share of the time that waits of one place take to be worth a line.
+const SHARE: f64 = 0.01;
 /// Places that are printed; JSON has more.
 const MAX_PLACES: usize = 6;
 
@@ -18,15 +20,22 @@ pub(super) fn write(waits: &Waits, out: &mut impl Write) -> io::Result<()> {
     if waits.places.is_empty() {
         return Ok(());
     }
-    writeln!(
-        out,
-        "  Waits (futex, followed for {}):",
-        time(seconds(waits.followed_s))
-    )?;
-    for waiting in waits.places.iter().take(MAX_PLACES) {
+    let mut shown = waits
+        .places
+        .iter()
+        .filter(|waiting| is_work(waiting, waits.followed_s));
+    let followed = time(seconds(waits.followed_s));
+    write!(out, "  Waits (futex, followed for {followed}):")?;
+    let first: Vec<&Waiting> = shown.by_ref().take(MAX_PLACES).collect();
+    if first.is_empty() {
+        writeln!(out, " none that keeps work waiting.")?;
+    } else {
+        writeln!(out)?;
+    }
+    for waiting in first {
         wrapped(out, "    - ", "      ", &line(waiting))?;
     }
-    match waits.places.len().saturating_sub(MAX_PLACES) {
+    match shown.count() {
         0 => {}
         more => writeln!(out, "      … and {more} more places; --json lists them.")?,
     }
@@ -34,6 +43,16 @@ pub(super) fn write(waits: &Waits, out: &mut impl Write) -> io::Result<()> {
         Some(why) => wrapped(out, "    ", "      ", &format!("Not all the time: {why}.")),
         None => Ok(()),
     }
+}
+
+/// Whether work waits there, for more than a moment now and then; idle threads
+/// are in JSON only.
+fn is_work(waiting: &Waiting, followed_s: f64) -> bool {
+    let idle = matches!(
+        waiting.class,
+        Class::ParkedWorker | Class::IdlePoolThread | Class::BlockOn
+    );
+    !idle && (waiting.open > 0 || waiting.total_s >= SHARE * followed_s)
 }
 
 fn line(waiting: &Waiting) -> String {
