@@ -26,7 +26,7 @@ pub(crate) const LEAKS: [&str; 7] = [
 ];
 
 /// Seconds of each inspection.
-const WATCHED: u32 = 8;
+const WATCHED: u32 = 11;
 
 /// Share of the truth by which an interval may miss it: the side file is
 /// written five times a second, and a run's first and last moments are not the
