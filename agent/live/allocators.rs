@@ -89,7 +89,7 @@ fn stripped() -> Result<()> {
     }
     let small = SmallLeak::start(&path, &mut lab::random("stripped")?)?;
     let pid = small.program.pid();
-    let report = Inspection::of(pid, 8)?
+    let report = Inspection::of(pid, 11)?
         .arguments(["--fail-on", "suspected"])
         .run()?;
     report.expect_code(&[3])?;
@@ -167,7 +167,7 @@ impl SmallLeak {
     /// in an allocator called `kind`.
     pub(crate) fn check(&self, arguments: &[&str], kind: &str) -> Result<Report> {
         let pid = self.pid();
-        let report = Inspection::of(pid, 8)?
+        let report = Inspection::of(pid, 11)?
             .arguments(["--fail-on", "suspected"])
             .arguments(arguments)
             .run()?;
