@@ -70,7 +70,7 @@ of_the_service() {
 }
 check "journalctl -u leaking.service shows it, with the function" of_the_service
 journalctl --no-pager -o cat -u leaking.service | head -40
-explained() { journalctl --no-pager -x -u leaking.service | grep -q '^-- '; }
+explained() { journalctl --no-pager -x -u leaking.service | grep -q 'Memory grows without bound in server'; }
 check "journalctl -x explains it" explained
 check "nothing is told of the healthy service" test -z "$(alerts | grep '"LINGERSCOPE_UNIT":"healthy.service"')"
 
