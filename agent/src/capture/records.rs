@@ -18,7 +18,7 @@ use agent_ebpf::abi::{
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 
-use super::{bpf, object, shared::Shared};
+use super::{bpf, mapped_words::MappedWords, object};
 use crate::host::kernel;
 
 const PLACE_WORDS: usize = size_of::<BlockPlace>() / 8;
@@ -26,18 +26,18 @@ const SITE_WORDS: usize = size_of::<SitePlace>() / 8;
 
 /// The places; the tables belong to the object.
 pub(super) struct Records {
-    places: Shared,
-    counters: Shared,
-    sites: Shared,
+    places: MappedWords,
+    counters: MappedWords,
+    sites: MappedWords,
 }
 
 impl Records {
     /// Maps the places of a loaded object.
     pub(super) fn of(ebpf: &Ebpf) -> Result<Self> {
-        let shared = |name: &str, words| -> Result<Shared> {
+        let shared = |name: &str, words| -> Result<MappedWords> {
             let map = ebpf.map(name).and_then(object::data);
             let map = map.with_context(|| format!("the kernel object has no map {name}"))?;
-            Shared::map(map.fd().as_fd(), words)
+            MappedWords::map(map.fd().as_fd(), words)
                 .with_context(|| format!("cannot map the kernel's map {name}"))
         };
         Ok(Self {

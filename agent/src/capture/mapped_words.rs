@@ -8,18 +8,18 @@ use std::{
 };
 
 /// The values of an array map, as words.
-pub(super) struct Shared {
+pub(super) struct MappedWords {
     start: NonNull<AtomicU64>,
     words: usize,
 }
 
 // SAFETY: plain memory, touched through atomics only; its mapping does not
 // depend on a thread.
-unsafe impl Send for Shared {}
+unsafe impl Send for MappedWords {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for MappedWords {}
 
-impl Shared {
+impl MappedWords {
     /// Maps the first `words` words of a map made for it (`BPF_F_MMAPABLE`).
     ///
     /// # Errors
@@ -51,7 +51,7 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for MappedWords {
     fn drop(&mut self) {
         // SAFETY: mapped by `map`, and no slice of it is left.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.words * size_of::<u64>()) };
