@@ -39,7 +39,7 @@ impl Observer {
         let began = Instant::now();
         let status = self.child.wait()?;
         ensure!(
-            matches!(status.code(), Some(0 | 3)) && began.elapsed() < Duration::from_secs(10),
+            matches!(status.code(), Some(0 | 3 | 4)) && began.elapsed() < Duration::from_secs(10),
             "lingerscope ended late or badly: {status}"
         );
         let text = fs::read_to_string(&self.document)?;
