@@ -11,8 +11,10 @@ use super::{
 };
 use crate::host::memory::{Absent, Budget, Memory, PAGE, Pages};
 
-/// Pages held at once: 1 MiB.
-const MAX_PAGES: usize = 256;
+/// Pages fetched before the blocks in them are looked at: few, because a look
+/// may need further ones, and must not find the budget spent on pages of
+/// other blocks.
+const MAX_PAGES: usize = 16;
 /// Smallest alignment that mimalloc's size classes do not have by themselves.
 const ALIGNED: u64 = 32;
 /// Bytes before a block that allocators use.
@@ -262,4 +264,59 @@ fn values(pages: &mut Pages<'_>, first: &FirstRead) -> (Values, Vec<(usize, Abse
         }
     }
     (values, absent)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Of large blocks the headers tell, which lie in further pages: however
+    /// little time there is, some of the blocks are done.
+    #[test]
+    fn every_round_gets_on() {
+        const BATCH: usize = 128;
+        let blocks: Vec<Vec<u8>> = (0..1000_usize)
+            .map(|index| vec![index as u8; 2000 + index])
+            .collect();
+        let requests: Vec<Request> = blocks
+            .iter()
+            .map(|block| Request {
+                allocator: Allocator::Glibc,
+                address: block.as_ptr() as u64,
+                requested: block.len() as u64,
+                over_aligned: false,
+            })
+            .collect();
+        let memory = Memory::open(std::process::id()).unwrap();
+        let plenty = Budget {
+            bytes: 64 << 20,
+            time: Duration::from_secs(10),
+            pause: Duration::ZERO,
+        };
+        let outcome = first_reads(&memory, &requests, plenty).unwrap();
+        let mut left: Vec<FirstRead> = outcome.results.into_iter().flatten().collect();
+        assert!(left.len() > blocks.len() / 2, "{:?}", outcome.skipped);
+        let little = Budget {
+            bytes: 2 << 20,
+            time: Duration::from_millis(10),
+            pause: Duration::from_millis(1),
+        };
+        let end = Instant::now() + Duration::from_secs(20);
+        while !left.is_empty() {
+            assert!(Instant::now() < end, "{} are never read", left.len());
+            let later = left.split_off(left.len().min(BATCH));
+            let signs = again_all(&memory, &left, little).unwrap().results;
+            let over = |sign: &Sign| {
+                matches!(
+                    sign,
+                    Sign::Unknown(Doubt::Unreadable(Unreadable::Absent(Absent::OverBudget)))
+                )
+            };
+            let mut signs = signs.iter();
+            left.retain(|_| signs.next().is_some_and(over));
+            left.extend(later);
+        }
+    }
 }

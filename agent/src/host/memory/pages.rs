@@ -16,6 +16,8 @@ use crate::host::mapping::Mapping;
 pub const PAGE: u64 = 4096;
 /// Pages fetched at once.
 const MAX_RUN: u64 = MAX_PIECE as u64 / PAGE;
+/// A read of one page holds the lock for about as long as one of two.
+const LEAST_RUN: u64 = 2;
 /// Bits of a pagemap entry (Documentation/admin-guide/mm/pagemap.rst): in
 /// swap, or on its way elsewhere; belongs to a file or is shared.
 const SWAPPED: u64 = 1 << 62;
@@ -28,8 +30,8 @@ pub struct Budget {
     pub bytes: u64,
     /// Time it may take, pauses included.
     pub time: Duration,
-    /// Pause after each piece of at most 64 KiB, so that the target's mmap
-    /// lock is not held all the time.
+    /// Pause after each 64 KiB, or a few small reads, so that the target's
+    /// mmap lock is not held all the time.
     pub pause: Duration,
 }
 
@@ -62,6 +64,8 @@ pub struct Pages<'memory> {
     cache: BTreeMap<u64, Page>,
     budget: Budget,
     started: Instant,
+    /// Pages read since the last pause; a small read counts for more.
+    unpaused: u64,
     /// Bytes read so far.
     pub bytes: u64,
     /// Reads so far.
@@ -82,6 +86,7 @@ impl<'memory> Pages<'memory> {
             cache: BTreeMap::new(),
             budget,
             started,
+            unpaused: 0,
             bytes: 0,
             reads: 0,
         })
@@ -182,7 +187,9 @@ impl<'memory> Pages<'memory> {
             }
             number += length;
         }
-        if !self.budget.pause.is_zero() {
+        self.unpaused += count.max(LEAST_RUN);
+        if self.unpaused >= MAX_RUN && !self.budget.pause.is_zero() {
+            self.unpaused = 0;
             thread::sleep(self.budget.pause);
         }
     }
