@@ -318,6 +318,7 @@ impl Capture {
     pub fn forget(&mut self, id: TargetId) {
         self.detach(id);
         self.waits.remove(&id);
+        self.stacks.retain(|_, stack| stack.tgid != id);
         if let Some(target) = self.targets.remove(&id) {
             target.release(&self.object);
         }
@@ -377,6 +378,8 @@ impl Capture {
                 continue;
             };
             match event {
+                // Some come when their target is forgotten already.
+                Event::Stack(_) if !self.targets.contains_key(&tgid) => {}
                 Event::Stack(stack) => {
                     if self.stacks.len() < MAX_STACKS {
                         self.stacks.insert(stack.hash, stack);
@@ -385,7 +388,9 @@ impl Capture {
                     }
                 }
                 Event::Fork(child) => incidents.push((tgid, Incident::Forked(child))),
-                Event::Exec(_) => {
+                Event::Exec(epoch) => {
+                    self.stacks
+                        .retain(|_, stack| stack.tgid != tgid || stack.epoch >= epoch);
                     if let Some(target) = self.targets.get_mut(&tgid) {
                         target.restart();
                     }
@@ -423,6 +428,12 @@ impl Capture {
             target.refresh_if_due(&mut self.object, &mut self.files, dangers);
         }
         self.look_at_earlier_waits();
+        // One that runs another program unwinds by its old mappings until the
+        // new ones are known.
+        let settled = |target: &Target| !target.space.code.is_empty();
+        if self.targets.values().all(settled) {
+            self.files.tidy(&self.object);
+        }
     }
 
     /// Reads the tables of one target.

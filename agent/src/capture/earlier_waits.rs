@@ -140,6 +140,7 @@ pub(super) fn unwind(
         let hash = hasher.finish() | 1;
         wait.place.stack = hash;
         stacks.push(Stack {
+            tgid: pid,
             epoch: wait.place.epoch,
             hash,
             end,

@@ -1,7 +1,11 @@
 //! Files that targets have mapped: opened and compiled once, shared by all
 //! targets, known by device and inode.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+    sync::Arc,
+};
 
 use agent_ebpf::abi::stack::Row;
 use anyhow::Result;
@@ -32,6 +36,10 @@ use crate::{
 
 /// Files kept open at most: a host's programs and their libraries.
 const MAX_FILES: usize = 4096;
+/// So many are kept when nobody maps them any more, for those that will.
+const KEPT_FILES: usize = 512;
+/// The same by the chunks of rows: 16 MiB of kernel memory.
+const KEPT_CHUNKS: usize = 32;
 
 /// A part of a file that the loader maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +162,27 @@ impl Files {
     /// Makes the rows of new files visible to the kernel.
     pub fn flush(&mut self, object: &Object) -> Result<()> {
         self.tables.flush(object)
+    }
+
+    /// Lets go of files that no target maps any more, when there are many;
+    /// to be called about once a second.
+    pub fn tidy(&mut self, object: &Object) {
+        if self.known.len() <= KEPT_FILES && self.tables.chunks() <= KEPT_CHUNKS {
+            return;
+        }
+        self.known
+            .retain(|_, file| file.as_ref().is_ok_and(|file| Arc::strong_count(file) > 1));
+        let used: HashSet<u32> = self
+            .known
+            .values()
+            .flatten()
+            .chain(&self.vdso)
+            .flat_map(|file| &file.pieces)
+            .map(|piece| piece.chunk)
+            .collect();
+        if let Err(error) = self.tables.free_one(object, &used) {
+            tracing::debug!(error = %format_args!("{error:#}"), "unwind tables stay that nobody uses");
+        }
     }
 
     fn add_rows(&mut self, object: &Object, rows: &[Row]) -> Result<Vec<Piece>> {

@@ -8,6 +8,8 @@ use agent_ebpf::abi::{
 /// A distinct allocation stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
+    /// The process that it was seen in.
+    pub tgid: u32,
     /// Epoch of the process.
     pub epoch: u32,
     /// Its hash.
@@ -40,7 +42,7 @@ pub enum Event {
 pub fn decode(record: &[u8]) -> Option<(u32, Event)> {
     let header: Header = plain(record)?;
     let event = match header.kind {
-        Header::STACK => Event::Stack(stack(&plain::<StackRecord>(record)?)),
+        Header::STACK => Event::Stack(stack(header.tgid, &plain::<StackRecord>(record)?)),
         Header::FORK => Event::Fork(plain::<ProcessRecord>(record)?.detail),
         Header::EXEC => Event::Exec(plain::<ProcessRecord>(record)?.detail),
         Header::EXIT => Event::Exit(plain::<ProcessRecord>(record)?.detail),
@@ -51,7 +53,7 @@ pub fn decode(record: &[u8]) -> Option<(u32, Event)> {
     Some((header.tgid, event))
 }
 
-fn stack(record: &StackRecord) -> Stack {
+fn stack(tgid: u32, record: &StackRecord) -> Stack {
     let len = usize::try_from(record.len)
         .unwrap_or(MAX_FRAMES)
         .min(MAX_FRAMES);
@@ -67,6 +69,7 @@ fn stack(record: &StackRecord) -> Stack {
             )
         });
     Stack {
+        tgid,
         epoch: record.epoch,
         hash: record.hash,
         end: StackEnd::from_number(record.end),

@@ -1,6 +1,9 @@
 //! Unwind tables in the kernel: rows of all files, packed into chunks.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::{
+    collections::HashSet,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+};
 
 use agent_ebpf::{
     abi::stack::{CHUNK_ROWS, MAX_CHUNKS, Row},
@@ -38,11 +41,14 @@ struct Chunk([Row; CHUNK_ROWS]);
 pub struct Tables {
     /// Rows of the chunk that is being filled.
     open: Vec<Row>,
-    /// Its map, and those of the chunks before it.
-    maps: Vec<OwnedFd>,
-    /// Maps that the kernel programs can find.
-    shown: usize,
+    /// Its index.
+    at: usize,
+    /// The kernel programs can find it.
+    shown: bool,
+    /// It has rows that its map has not.
     dirty: bool,
+    /// The chunks' maps; none where a chunk was given back.
+    maps: Vec<Option<OwnedFd>>,
 }
 
 /// Code without a rule, for mappings that no file stands behind.
@@ -70,10 +76,56 @@ impl Tables {
         };
         Self {
             open: vec![unruled],
-            maps: Vec::new(),
-            shown: 0,
+            at: 0,
+            shown: false,
             dirty: true,
+            maps: vec![None],
         }
+    }
+
+    /// Chunks in use.
+    pub fn chunks(&self) -> usize {
+        self.maps.iter().flatten().count()
+    }
+
+    /// Gives a chunk back that none of `used` is. One at a time: the kernel
+    /// waits for a grace period.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn free_one(&mut self, object: &Object, used: &HashSet<u32>) -> Result<()> {
+        // The first one holds the row for unruled code.
+        let idle = self
+            .maps
+            .iter_mut()
+            .enumerate()
+            .skip(1)
+            .find(|(index, map)| {
+                map.is_some() && *index != self.at && !used.contains(&(*index as u32))
+            });
+        if let Some((index, map)) = idle {
+            // SAFETY: the outer map takes an index.
+            unsafe { bpf::delete(object.map("TABLES")?, &(index as u32)) }?;
+            *map = None;
+        }
+        Ok(())
+    }
+
+    /// Begins a chunk.
+    fn begin(&mut self) -> Result<()> {
+        let free = self.maps.iter().position(Option::is_none);
+        let at = free.unwrap_or(self.maps.len());
+        if at >= MAX_CHUNKS as usize {
+            bail!("the unwind tables are full ({MAX_CHUNKS} chunks of {CHUNK_ROWS} rows)");
+        }
+        let map = Some(new_chunk()?);
+        match self.maps.get_mut(at) {
+            Some(place) => *place = map,
+            None => self.maps.push(map),
+        }
+        (self.at, self.shown) = (at, false);
+        self.open.clear();
+        Ok(())
     }
 
     /// Takes a file's rows in; [`Self::flush`] makes them visible.
@@ -91,16 +143,11 @@ impl Tables {
                     bail!("its code is spread too thinly for the unwind tables");
                 }
                 self.flush(object)?;
-                self.open.clear();
-                let map = bpf::create_single::<Chunk>().context("no memory for unwind tables")?;
-                self.maps.push(map);
+                self.begin()?;
                 continue;
             }
             let (now, later) = rest.split_at(taken);
-            let chunk = self.maps.len().saturating_sub(1) as u32;
-            if chunk >= MAX_CHUNKS {
-                bail!("the unwind tables are full ({MAX_CHUNKS} chunks of {CHUNK_ROWS} rows)");
-            }
+            let chunk = self.at as u32;
             let end = later.first().map_or(u32::MAX, |row| row.pc);
             pieces.push(lay_out(
                 &mut self.open,
@@ -122,13 +169,10 @@ impl Tables {
         if !self.dirty {
             return Ok(());
         }
-        if self.maps.is_empty() {
-            self.maps
-                .push(bpf::create_single::<Chunk>().context("no memory for unwind tables")?);
-        }
-        let index = (self.maps.len() - 1) as u32;
-        let Some(map) = self.maps.last() else {
-            return Ok(());
+        let map = match self.maps.get_mut(self.at) {
+            Some(Some(map)) => map,
+            Some(place) => place.insert(new_chunk()?),
+            None => return Ok(()),
         };
         let end = Row {
             pc: u32::MAX,
@@ -144,15 +188,20 @@ impl Tables {
         // Only once a chunk: the kernel waits for a grace period, which takes
         // longer than a program takes to start. Later rows go into the map
         // that it knows, behind those that it may be reading.
-        if self.shown < self.maps.len() {
+        if !self.shown {
+            let index = self.at as u32;
             // SAFETY: the outer map takes an index and a descriptor.
             unsafe { bpf::update(object.map("TABLES")?, &index, &map.as_raw_fd()) }
                 .context("cannot add unwind tables")?;
-            self.shown = self.maps.len();
+            self.shown = true;
         }
         self.dirty = false;
         Ok(())
     }
+}
+
+fn new_chunk() -> Result<OwnedFd> {
+    bpf::create_single::<Chunk>().context("no memory for unwind tables")
 }
 
 /// How many of `rows`, with their index, fit into `room` entries.
@@ -211,8 +260,43 @@ impl Default for Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::object;
     use agent_ebpf::abi::stack::Mapping;
     use proptest::prelude::*;
+
+    #[test]
+    fn chunks_that_nobody_uses_are_filled_again() {
+        if !object::is_embedded() || !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs the kernel object and root");
+            return;
+        }
+        let object = Object::load(object::Sizes { live_blocks: 1024 }).unwrap();
+        let mut tables = Tables::new();
+        let file = |tables: &mut Tables, rows: usize| {
+            let row = |pc| Row {
+                pc,
+                ..Row::default()
+            };
+            let rows: Vec<Row> = (1..=rows as u32).map(row).collect();
+            let pieces = tables.add(&object, &rows).unwrap();
+            tables.flush(&object).unwrap();
+            pieces
+        };
+        let large = file(&mut tables, CHUNK_ROWS * 3);
+        let small = file(&mut tables, 100);
+        let chunks = |pieces: &[Piece]| pieces.iter().map(|piece| piece.chunk).collect::<Vec<_>>();
+        assert_eq!(chunks(&large), [0, 1, 2, 3]);
+        assert_eq!(chunks(&small), [3]);
+        let used: HashSet<u32> = chunks(&small).into_iter().collect();
+        for left in [3, 2, 2] {
+            tables.free_one(&object, &used).unwrap();
+            assert_eq!(tables.chunks(), left);
+        }
+        // The first and the one that is being filled stay.
+        tables.free_one(&object, &HashSet::new()).unwrap();
+        assert_eq!(tables.chunks(), 2);
+        assert_eq!(chunks(&file(&mut tables, CHUNK_ROWS * 2)), [3, 1, 2]);
+    }
 
     fn mapping(piece: &Piece) -> Mapping {
         Mapping {

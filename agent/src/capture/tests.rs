@@ -38,17 +38,25 @@ impl Drop for Child {
     }
 }
 
+/// A child and a capture that does not follow it yet; none where that cannot be.
+fn prepared() -> Option<(Child, Capture)> {
+    if !object::is_embedded() || !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs the kernel object and root");
+        return None;
+    }
+    let child = Child::start();
+    let list = Quarantine::open(std::path::Path::new("/nonexistent/list")).unwrap();
+    let capture = Capture::untried(Sizes { live_blocks: 1024 }, list).unwrap();
+    Some((child, capture))
+}
+
 /// As on a kernel that kills processes under seccomp at a probed return.
 #[test]
 fn a_filter_set_under_our_probes_takes_them_off() {
-    if !object::is_embedded() || !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: needs the kernel object and root");
+    let Some((mut child, mut capture)) = prepared() else {
         return;
-    }
-    let mut child = Child::start();
+    };
     let id = child.pid as u32;
-    let list = Quarantine::open(std::path::Path::new("/nonexistent/list")).unwrap();
-    let mut capture = Capture::untried(Sizes { live_blocks: 1024 }, list).unwrap();
     capture.seccomp_survives = false;
     capture
         .attach(
@@ -71,4 +79,25 @@ fn a_filter_set_under_our_probes_takes_them_off() {
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(capture.counts(id).allocations, calls, "probes are still on");
     assert!(process::any_thread_is_filtered(id));
+}
+
+/// A daemon follows one process after the other for weeks.
+#[test]
+fn a_target_that_is_forgotten_leaves_no_stacks() {
+    let Some((mut child, mut capture)) = prepared() else {
+        return;
+    };
+    let id = child.pid as u32;
+    capture.attach(Process::of(id).unwrap(), 1).unwrap();
+    std::io::Write::write_all(&mut child.go, b"g").unwrap();
+    let began = Instant::now();
+    while capture.stacks.is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(5), "no stack is seen");
+        std::thread::sleep(Duration::from_millis(10));
+        capture.drain();
+    }
+    let of_child = |stack: &Stack| stack.tgid == id;
+    assert!(capture.stacks.values().all(of_child));
+    capture.forget(id);
+    assert!(capture.stacks.is_empty());
 }
