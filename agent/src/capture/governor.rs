@@ -21,10 +21,11 @@
 //! earns, traps spend, and a window is opened only when its planned cost *and*
 //! the worst that can still come after the decision to detach are there. What
 //! overruns nevertheless is a debt, and pauses repay it. On credit are the
-//! first look at a target, the first window that catches blocks, and the
-//! moment in which a target that was quiet enough to be traced for good turns
-//! out not to be any more: less than half a second in all, so that the average
-//! holds for any observation of a minute or longer. More threads than were
+//! first look at a target, the first window that catches blocks, and in the
+//! first minute the moment in which a target that was quiet enough to be
+//! traced for good turns out not to be any more: less than half a second in
+//! all, so that the average holds for any observation of a minute or longer.
+//! Later, tracing keeps the price of that moment back. More threads than were
 //! seen so far can leave a debt as well, when all of them suddenly allocate.
 
 mod account;
@@ -190,7 +191,9 @@ impl Governor {
             return Err(format!("{MAX_TARGETS} targets have accounts already"));
         }
         let mut account = Account::new(now, cpu);
-        account.noticed = (self.budget.window + plan::CHECK * 3).as_secs_f64();
+        // The look and the first window are on credit.
+        let latency = self.costs.attach + self.costs.detach;
+        account.noticed = (plan::LOOK + plan::SHORT + latency * 2).as_secs_f64();
         self.targets.insert(id, Watched::new(profile, account));
         Ok(())
     }

@@ -21,7 +21,7 @@ pub(super) const LOOK: Duration = Duration::from_millis(20);
 const LONGEST: f64 = 1.0;
 /// Longest window that users of a target would notice: for the same share of
 /// the time, many short ones tell more than a few long ones.
-const SHORT: f64 = 0.1;
+pub(super) const SHORT: Duration = Duration::from_millis(100);
 /// Pause after a window, at least: others want one too, and the blocks of the
 /// last ones have to be read again.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
@@ -33,6 +33,8 @@ const LEAST: f64 = 0.002;
 const SLACK: f64 = 1.25;
 /// Permanent tracing is begun below this share of the budget, for traps alone.
 const TRACE_BASE: f64 = 0.6;
+/// Running seconds until an account has to pay for everything.
+const YOUNG: f64 = 60.0;
 /// And recording fills it up to that.
 const TRACE_FULL: f64 = 0.8;
 
@@ -229,11 +231,24 @@ impl Scene<'_> {
             mean: mean_for(share, rates.size),
             open: Duration::MAX,
             slowdown: rates.slowdown(cost, self.account),
-            needs: 0.0,
+            needs: self.burst(),
             needs_noticed: 0.0,
             period: 0.0,
             credit: false,
         }
+    }
+
+    /// Trap time that permanent tracing keeps back, for a burst that begins
+    /// right after a look at the target. Young accounts have it on credit; as
+    /// they grow older, what is not spent of the budget comes to pay for it.
+    pub(super) fn burst(&self) -> f64 {
+        let lanes = self.account.lanes.max(1.0);
+        if self.account.running < YOUNG * lanes {
+            return 0.0;
+        }
+        let unplanned = self.budget.target_percent / 100.0 - self.budget.target();
+        let price = (TRACE_CHECK + self.costs.detach + CHECK * 2).as_secs_f64();
+        (price.min(self.most()) * lanes - self.account.running * unplanned).max(0.0)
     }
 
     /// The windows that catch most.
@@ -297,7 +312,7 @@ impl Scene<'_> {
             let most = self.most_noticed() - (CHECK * 3).as_secs_f64();
             open = open.min((most - latency).max(hottest));
             if self.budget.noticed_share() < 1.0 {
-                open = open.min(SHORT);
+                open = open.min(SHORT.as_secs_f64());
             }
         }
         // Fewer records rather than a table that overflows.

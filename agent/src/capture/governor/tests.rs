@@ -5,7 +5,7 @@ mod simulation;
 
 use std::time::Duration;
 
-use proptest::{prelude::*, test_runner::RngSeed};
+use proptest::prelude::*;
 
 use self::simulation::{Law, Subject, World, session};
 use super::{Budget, Check, Close, Costs, Governor, Mode, Profile, Reading, Wish};
@@ -433,12 +433,9 @@ impl std::fmt::Debug for Law {
 }
 
 proptest! {
-    // The same laws every time: others find, once in a thousand or so, the
-    // debt that ARCHITECTURE.md names under COST-1.
     #![proptest_config(ProptestConfig {
         cases: 48,
         max_shrink_iters: 64,
-        rng_seed: RngSeed::Fixed(1),
         ..ProptestConfig::default()
     })]
     #[test]

@@ -317,9 +317,9 @@ impl Window {
             _ if self.plan.credit => f64::NEG_INFINITY,
             Kind::Look => 0.0,
             Kind::Survey => scene.tail(),
-            // Nothing is saved up at its begin: enough to pay for the end at
-            // the slowdown of late.
-            Kind::Trace => self.slowdown.min(1.0) * coming * lanes,
+            // Enough to pay for the end at the slowdown of late, and in quiet
+            // times for a burst.
+            Kind::Trace => (self.slowdown.min(1.0) * coming * lanes).max(scene.burst()),
         };
         if account.balance < kept {
             return Some(Close::Spent {
