@@ -6,6 +6,8 @@
 //! future's type, and Tokio's `Stage` of that type where in a cell it lies.
 //! What does not fit together exactly is left unknown.
 
+mod units;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -13,16 +15,15 @@ use std::{
 };
 
 use gimli::{
-    AttributeValue, DebugInfoOffset, DebuggingInformationEntry, Dwarf, DwarfSections, EndianSlice,
-    EntriesTreeNode, LittleEndian, Unit, UnitOffset,
+    AttributeValue, DebugInfoOffset, Dwarf, DwarfSections, EndianSlice, EntriesTreeNode,
+    LittleEndian, UnitOffset,
 };
 use object::read::ReadRef;
 use serde::{Deserialize, Serialize};
 
+use self::units::{Entry, Slice, Unit, Units, number, reference};
 use super::vtable::Vtable;
 use crate::elf::{self, Elf};
-
-type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Debug information that is read at most, all sections together.
 const MAX_BYTES: u64 = 256 << 20;
@@ -115,19 +116,11 @@ pub fn find<'data, R: ReadRef<'data>>(
         return BTreeMap::new();
     };
     let dwarf = sections.borrow(|data| EndianSlice::new(data, LittleEndian));
-    let mut found = BTreeMap::new();
     let mut budget = Budget {
         steps: MAX_ENTRIES,
         end: Instant::now() + MAX_TIME,
     };
-    let mut headers = dwarf.units();
-    while let (Ok(Some(header)), true) = (headers.next(), budget.is_left()) {
-        // A damaged unit leaves the others to be read.
-        let Ok(unit) = dwarf.unit(header) else {
-            continue;
-        };
-        let _ = look(&dwarf, &unit, vtables, &mut budget, &mut found);
-    }
+    let mut found = look(&mut Units::of(&dwarf), vtables, &mut budget);
     found.retain(|_, points| points.is_bounded());
     found
 }
@@ -151,14 +144,21 @@ impl Budget {
     }
 }
 
-/// What one unit tells.
+/// What the units tell.
 #[derive(Default)]
 struct Facts {
     /// The type of future that a vtable's `poll` polls, by the vtable's place
     /// in the list.
-    polled: BTreeMap<usize, UnitOffset>,
+    polled: BTreeMap<usize, DebugInfoOffset>,
     /// Tokio's stages by their type of future.
-    stages: BTreeMap<UnitOffset, Stage>,
+    stages: BTreeMap<DebugInfoOffset, Stage>,
+}
+
+impl Facts {
+    fn are_complete(&self) -> bool {
+        let mut futures = self.polled.values();
+        futures.all(|future| self.stages.contains_key(future))
+    }
 }
 
 /// Tokio's stage of one type of future.
@@ -171,17 +171,33 @@ struct Stage {
 }
 
 fn look(
-    dwarf: &Dwarf<Slice<'_>>,
-    unit: &Unit<Slice<'_>>,
+    units: &mut Units<'_>,
     vtables: &[Vtable],
     budget: &mut Budget,
-    found: &mut BTreeMap<u64, AwaitPoints>,
-) -> gimli::Result<()> {
-    let own = own_vtables(dwarf, unit, vtables, budget)?;
-    if own.is_empty() {
-        return Ok(());
+) -> BTreeMap<u64, AwaitPoints> {
+    let mut facts = Facts::default();
+    let mut others = Vec::new();
+    for index in 0..units.len() {
+        let Some(unit) = units.unit(index).filter(|_| budget.is_left()) else {
+            continue;
+        };
+        let own = own_vtables(units.dwarf, &unit, vtables, budget).unwrap_or_default();
+        if own.is_empty() {
+            others.push(index);
+        } else {
+            // A damaged unit leaves the others to be read.
+            let _ = add_facts(&mut facts, units, &unit, &own, budget);
+        }
     }
-    let facts = facts(dwarf, unit, &own, budget)?;
+    for index in others {
+        if facts.are_complete() || !budget.is_left() {
+            break;
+        }
+        if let Some(unit) = units.unit(index) {
+            let _ = add_facts(&mut facts, units, &unit, &BTreeMap::new(), budget);
+        }
+    }
+    let mut found = BTreeMap::new();
     for (index, future) in facts.polled.iter().take_while(|_| budget.is_left()) {
         let (Some(vtable), Some(stage)) = (vtables.get(*index), facts.stages.get(future)) else {
             continue;
@@ -189,18 +205,18 @@ fn look(
         let Some(place) = place(vtable, *stage) else {
             continue;
         };
-        if let Some(mut points) = points(dwarf, unit, *future)? {
+        if let Ok(Some(mut points)) = points(units, *future) {
             points.offset = points.offset.saturating_add(place);
             found.insert(vtable.address, points);
         }
     }
-    Ok(())
+    found
 }
 
 /// The vtables whose `poll` is in a unit: address and place in the list.
 fn own_vtables(
     dwarf: &Dwarf<Slice<'_>>,
-    unit: &Unit<Slice<'_>>,
+    unit: &Unit<'_>,
     vtables: &[Vtable],
     budget: &mut Budget,
 ) -> gimli::Result<BTreeMap<u64, BTreeSet<usize>>> {
@@ -223,12 +239,14 @@ fn own_vtables(
 
 /// One pass over a unit's entries. Of functions and stages only their place
 /// is noted in the pass; what is below them is looked at afterwards.
-fn facts(
-    dwarf: &Dwarf<Slice<'_>>,
-    unit: &Unit<Slice<'_>>,
+fn add_facts(
+    facts: &mut Facts,
+    units: &mut Units<'_>,
+    unit: &Unit<'_>,
     own: &BTreeMap<u64, BTreeSet<usize>>,
     budget: &mut Budget,
-) -> gimli::Result<Facts> {
+) -> gimli::Result<()> {
+    let dwarf = units.dwarf;
     let (mut polls, mut stages) = (Vec::new(), Vec::new());
     let mut entries = unit.entries_raw(None)?;
     while !entries.is_empty() && budget.step() {
@@ -262,9 +280,8 @@ fn facts(
             }
         }
     }
-    let mut facts = Facts::default();
     for (offset, own) in polls.into_iter().take_while(|_| budget.is_left()) {
-        let polled = polled(unit, offset)?;
+        let polled = polled(units, unit, offset)?;
         facts.polled.extend(
             polled
                 .into_iter()
@@ -274,12 +291,16 @@ fn facts(
     for offset in stages.into_iter().take_while(|_| budget.is_left()) {
         facts.stages.extend(stage(dwarf, unit, offset)?);
     }
-    Ok(facts)
+    Ok(())
 }
 
 /// The first type argument of a function; an out-of-line copy of an inlined
 /// one names the original.
-fn polled(unit: &Unit<Slice<'_>>, function: UnitOffset) -> gimli::Result<Option<UnitOffset>> {
+fn polled(
+    units: &mut Units<'_>,
+    unit: &Unit<'_>,
+    function: UnitOffset,
+) -> gimli::Result<Option<DebugInfoOffset>> {
     let mut tree = unit.entries_tree(Some(function))?;
     let root = tree.root()?;
     let original = [gimli::DW_AT_abstract_origin, gimli::DW_AT_specification]
@@ -288,16 +309,16 @@ fn polled(unit: &Unit<Slice<'_>>, function: UnitOffset) -> gimli::Result<Option<
     if let Some(future) = type_argument(unit, root)? {
         return Ok(Some(future));
     }
-    let Some(original) = original.filter(|original| *original != function) else {
+    let Some((unit, original)) = original.and_then(|place| units.holding(place)) else {
         return Ok(None);
     };
-    type_argument(unit, unit.entries_tree(Some(original))?.root()?)
+    type_argument(&unit, unit.entries_tree(Some(original))?.root()?)
 }
 
 fn type_argument(
-    unit: &Unit<Slice<'_>>,
+    unit: &Unit<'_>,
     node: EntriesTreeNode<'_, '_, Slice<'_>>,
-) -> gimli::Result<Option<UnitOffset>> {
+) -> gimli::Result<Option<DebugInfoOffset>> {
     let mut children = node.children();
     while let Some(child) = children.next()? {
         let entry = child.entry();
@@ -308,30 +329,7 @@ fn type_argument(
     Ok(None)
 }
 
-/// An entry of the same unit.
-fn reference(
-    unit: &Unit<Slice<'_>>,
-    value: Option<AttributeValue<Slice<'_>>>,
-) -> Option<UnitOffset> {
-    match value? {
-        AttributeValue::UnitRef(offset) => Some(offset),
-        AttributeValue::DebugInfoRef(DebugInfoOffset(offset)) => {
-            DebugInfoOffset(offset).to_unit_offset(&unit.header)
-        }
-        _ => None,
-    }
-}
-
-fn number(entry: &DebuggingInformationEntry<Slice<'_>>, name: gimli::DwAt) -> Option<u64> {
-    entry.attr_value(name)?.udata_value()
-}
-
-fn is_named(
-    dwarf: &Dwarf<Slice<'_>>,
-    unit: &Unit<Slice<'_>>,
-    entry: &DebuggingInformationEntry<Slice<'_>>,
-    expected: &[u8],
-) -> bool {
+fn is_named(dwarf: &Dwarf<Slice<'_>>, unit: &Unit<'_>, entry: &Entry<'_>, expected: &[u8]) -> bool {
     let name = entry.attr_value(gimli::DW_AT_name);
     name.and_then(|name| dwarf.attr_string(unit, name).ok())
         .is_some_and(|name| name.slice() == expected)
@@ -340,9 +338,9 @@ fn is_named(
 /// A stage with its type of future, if it is one.
 fn stage(
     dwarf: &Dwarf<Slice<'_>>,
-    unit: &Unit<Slice<'_>>,
+    unit: &Unit<'_>,
     offset: UnitOffset,
-) -> gimli::Result<Option<(UnitOffset, Stage)>> {
+) -> gimli::Result<Option<(DebugInfoOffset, Stage)>> {
     let mut tree = unit.entries_tree(Some(offset))?;
     let root = tree.root()?;
     let size = number(root.entry(), gimli::DW_AT_byte_size);
@@ -394,24 +392,23 @@ fn place(vtable: &Vtable, stage: Stage) -> Option<u64> {
 
 /// The points of a future, with its own offsets; `None` for a future that no
 /// async function or block is.
-fn points(
-    dwarf: &Dwarf<Slice<'_>>,
-    unit: &Unit<Slice<'_>>,
-    future: UnitOffset,
-) -> gimli::Result<Option<AwaitPoints>> {
+fn points(units: &mut Units<'_>, future: DebugInfoOffset) -> gimli::Result<Option<AwaitPoints>> {
+    let Some((unit, future)) = units.holding(future) else {
+        return Ok(None);
+    };
     let mut tree = unit.entries_tree(Some(future))?;
     let mut children = tree.root()?.children();
     while let Some(child) = children.next()? {
         if child.entry().tag() == gimli::DW_TAG_variant_part {
-            return of_variants(dwarf, unit, child);
+            return of_variants(units, &unit, child);
         }
     }
     Ok(None)
 }
 
 fn of_variants(
-    dwarf: &Dwarf<Slice<'_>>,
-    unit: &Unit<Slice<'_>>,
+    units: &mut Units<'_>,
+    unit: &Unit<'_>,
     part: EntriesTreeNode<'_, '_, Slice<'_>>,
 ) -> gimli::Result<Option<AwaitPoints>> {
     let (mut told_by, mut points) = (None, BTreeMap::new());
@@ -419,17 +416,17 @@ fn of_variants(
     while let Some(child) = children.next()? {
         let entry = child.entry();
         match entry.tag() {
-            gimli::DW_TAG_member if is_named(dwarf, unit, entry, b"__state") => {
+            gimli::DW_TAG_member if is_named(units.dwarf, unit, entry, b"__state") => {
                 let kind = reference(unit, entry.attr_value(gimli::DW_AT_type));
-                let size = match kind {
-                    Some(kind) => number(&unit.entry(kind)?, gimli::DW_AT_byte_size),
+                let size = match kind.and_then(|kind| units.holding(kind)) {
+                    Some((unit, kind)) => number(&unit.entry(kind)?, gimli::DW_AT_byte_size),
                     None => None,
                 };
                 told_by = number(entry, gimli::DW_AT_data_member_location).zip(size);
             }
             gimli::DW_TAG_variant => {
                 let value = number(entry, gimli::DW_AT_discr_value);
-                let point = point(dwarf, unit, child)?;
+                let point = point(units, unit, child)?;
                 if let Some((value, point)) = value.zip(point)
                     && points.len() < MAX_POINTS
                 {
@@ -451,8 +448,8 @@ fn of_variants(
 /// The line of a variant, if the future is suspended in it: before its first
 /// poll, after its end and after a panic it is not.
 fn point(
-    dwarf: &Dwarf<Slice<'_>>,
-    unit: &Unit<Slice<'_>>,
+    units: &mut Units<'_>,
+    unit: &Unit<'_>,
     variant: EntriesTreeNode<'_, '_, Slice<'_>>,
 ) -> gimli::Result<Option<SourceLine>> {
     let mut members = variant.children();
@@ -460,12 +457,14 @@ fn point(
         return Ok(None);
     };
     let entry = member.entry();
-    let Some(kind) = reference(unit, entry.attr_value(gimli::DW_AT_type)) else {
+    let kind = reference(unit, entry.attr_value(gimli::DW_AT_type));
+    let Some((kinds, kind)) = kind.and_then(|kind| units.holding(kind)) else {
         return Ok(None);
     };
-    let name = unit.entry(kind)?.attr_value(gimli::DW_AT_name);
+    let dwarf = units.dwarf;
+    let name = kinds.entry(kind)?.attr_value(gimli::DW_AT_name);
     let suspended = name
-        .and_then(|name| dwarf.attr_string(unit, name).ok())
+        .and_then(|name| dwarf.attr_string(&kinds, name).ok())
         .is_some_and(|name| name.slice().starts_with(b"Suspend"));
     let line = number(entry, gimli::DW_AT_decl_line).and_then(|line| u32::try_from(line).ok());
     let file = match entry.attr_value(gimli::DW_AT_decl_file) {
@@ -477,7 +476,7 @@ fn point(
         .map(|(file, line)| SourceLine { file, line }))
 }
 
-fn path(dwarf: &Dwarf<Slice<'_>>, unit: &Unit<Slice<'_>>, file: u64) -> Option<String> {
+fn path(dwarf: &Dwarf<Slice<'_>>, unit: &Unit<'_>, file: u64) -> Option<String> {
     let program = unit.line_program.as_ref()?.header();
     let file = program.file(file)?;
     let text = |value| {

@@ -28,7 +28,7 @@ use crate::host::{
 };
 
 /// Counts up with every change of what the analysis finds or how it is kept.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Names of each kind that are kept.
 const MAX_NAMES: usize = 1 << 14;
 /// Pieces of data and recipes that are believed.
