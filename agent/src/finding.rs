@@ -241,6 +241,8 @@ pub struct LiveSite {
     pub live_blocks: Estimate,
     /// As in [`Finding`].
     pub site: Site,
+    /// The tasks that allocated most of it: ids, blocks and bytes only.
+    pub tasks: Vec<Task>,
 }
 
 /// What one Tokio task allocated at a site, or holds.

@@ -13,6 +13,8 @@ use crate::{
 
 /// Sites that a document lists.
 const MAX_SITES: usize = 100;
+/// Tasks that a document lists of a site.
+const MAX_TASKS: usize = 5;
 /// Quiet verdicts that a document lists.
 const MAX_NOT_LEAKS: usize = 20;
 /// Findings that a document lists.
@@ -131,6 +133,7 @@ pub(super) fn outcome(
                 live_bytes: judgement.live_bytes,
                 live_blocks: judgement.live_blocks,
                 site: site.clone(),
+                tasks: judgement.tasks.iter().take(MAX_TASKS).map(task).collect(),
             });
         }
         if let Some(verdict) = judgement.verdict {

@@ -168,11 +168,15 @@ fn tell_tasks(
     let Outcome {
         findings,
         not_leaks,
+        sites,
         ..
     } = outcome;
     if !ids_agree {
         for finding in findings.iter_mut().chain(&mut *not_leaks) {
             finding.tasks.retain(|task| task.role == Role::Holds);
+        }
+        for site in sites {
+            site.tasks.clear();
         }
     }
     let all = findings.iter_mut().chain(&mut *not_leaks);
