@@ -86,6 +86,7 @@ pub fn run(args: &DaemonArgs) -> Result<u8> {
     // No core dump of ours may carry what was read from a target.
     // SAFETY: takes numbers only.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+    keep_heap_small();
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -95,6 +96,22 @@ pub fn run(args: &DaemonArgs) -> Result<u8> {
             .run()
             .await
     })
+}
+
+/// What reading a large program takes is needed for a moment, and this runs
+/// for months: large buffers go back to the system at once, and threads that
+/// come and go share one heap.
+fn keep_heap_small() {
+    #[cfg(target_env = "gnu")]
+    {
+        const LARGE: libc::c_int = 128 << 10;
+        // SAFETY: numbers only, and no other thread runs yet.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, 1);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
+        }
+    }
 }
 
 fn now() -> Moment {
