@@ -17,6 +17,7 @@ mod matrix;
 mod mixed;
 mod object;
 mod packages;
+mod recall;
 mod rust_code;
 mod setup;
 mod shell;
@@ -62,6 +63,8 @@ enum Command {
     Bench,
     /// Watch a dozen real servers, of which one leaks, with the daemon
     Mixed(mixed::Options),
+    /// Look for the same small leaks again and again by surveys
+    Recall(recall::Options),
     /// Watch whether the daemon itself grows while processes come and go
     Soak(soak::Options),
 }
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Command::Boot(options) => boot::run(&options, no_install),
         Command::Bench => bench::run(no_install),
         Command::Mixed(options) => mixed::run(&options, no_install),
+        Command::Recall(options) => recall::run(&options, no_install),
         Command::Soak(options) => soak::run(&options, no_install),
     };
     match result {

@@ -1,7 +1,11 @@
 //! `cargo xtask setup`: finds what builds and tests need, installs what is
 //! missing, and is silent when nothing is.
 
-use std::{env, path::PathBuf, process::Command};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -120,6 +124,24 @@ fn add_source() -> Command {
     let mut rustup = shell::command("rustup");
     rustup.args(["component", "add", "rust-src"]);
     rustup
+}
+
+/// Makes sure that programs can be compiled for a target other than ours.
+pub(crate) fn rust_target(triple: &str, no_install: bool) -> Result<()> {
+    let mut ask = shell::command("rustc");
+    ask.args(["--print=target-libdir", "--target", triple]);
+    if Path::new(shell::answer(&mut ask)?.trim()).is_dir() {
+        return Ok(());
+    }
+    let mut add = shell::command("rustup");
+    add.args(["target", "add", triple]);
+    if no_install {
+        eprintln!("setup: install Rust's library for {triple} with");
+        shell::print(&add);
+        bail!("something is missing, and nothing was installed");
+    }
+    shell::run_within(&mut add, toolchain::RUSTUP_LIMIT)
+        .with_context(|| format!("Rust's library for {triple} is not installed"))
 }
 
 /// Library source from rustup, for the compiler in use; a compiler of the
