@@ -2,8 +2,9 @@
 //! what lingerscope's table is compared with, here and, by `cargo xtask
 //! matrix`, over versions of Tokio, profiles and allocators.
 //!
-//! `tasks [N [MB]]` starts N tasks of one type beside the others, 200 by
-//! default, and holds so many megabytes of other data.
+//! `tasks [N [MB [SECONDS [LATER]]]]` starts N tasks of one type beside the
+//! others, 200 by default, holds so many megabytes of other data, and ends
+//! after a while. Each task allocates a block so many seconds after its start.
 //! Only what Tokio has had since 1.20 is used: the ids are taken from the join
 //! handles' debug form, because `JoinHandle::id` came later.
 #![allow(
@@ -17,8 +18,13 @@
 use std::{
     fmt::Debug,
     future::Future,
+    hint::black_box,
     pin::Pin,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -42,54 +48,87 @@ fn id(handle: &impl Debug) -> String {
     id.unwrap_or("?").to_owned()
 }
 
+/// Milliseconds that tasks wait before they allocate.
+static LATER: AtomicUsize = AtomicUsize::new(0);
+
+fn later() -> Option<Duration> {
+    let later = LATER.load(Ordering::Relaxed);
+    (later > 0).then(|| Duration::from_millis(later as u64))
+}
+
+/// A block of a size that no other kind of task asks for: who allocated it is
+/// known by that.
+async fn mark(size: usize) -> Vec<u8> {
+    if let Some(later) = later() {
+        sleep(later).await;
+    }
+    black_box(vec![1; size])
+}
+
 async fn helper(gate: &Gate) {
     gate.notified().await;
 }
 
 async fn waiting(gate: Gate) {
+    let kept = mark(41_001).await;
     gate.notified().await;
+    drop(kept);
 }
 
 async fn nested(gate: Gate) {
     let room = [1_u8; 300];
+    let kept = mark(41_011).await;
     helper(&gate).await;
-    std::hint::black_box(room);
+    black_box(room);
+    drop(kept);
 }
 
 async fn ticking() {
+    let kept = mark(41_021).await;
     loop {
         sleep(Duration::from_millis(15)).await;
+        black_box(&kept);
     }
 }
 
 async fn busy() {
+    let kept = mark(41_031).await;
     loop {
         let start = Instant::now();
         while start.elapsed() < Duration::from_millis(4) {
-            std::hint::black_box(start);
+            black_box(start);
         }
         sleep(Duration::from_millis(2)).await;
+        black_box(&kept);
     }
 }
 
 async fn finished() -> Vec<u8> {
-    vec![1; 500]
+    mark(41_041).await
 }
 
 async fn one_of_many(gate: Gate) {
+    let kept = mark(341).await;
     gate.notified().await;
+    drop(kept);
 }
 
 async fn boxed(gate: Gate) {
+    let kept = mark(41_051).await;
     gate.notified().await;
+    drop(kept);
 }
 
 async fn local(gate: Gate) {
+    let kept = mark(41_061).await;
     gate.notified().await;
+    drop(kept);
 }
 
 async fn on_one_thread(gate: Gate) {
+    let kept = mark(41_071).await;
     gate.notified().await;
+    drop(kept);
 }
 
 struct Server {
@@ -98,7 +137,9 @@ struct Server {
 
 impl Server {
     async fn serve(self) {
+        let kept = mark(41_081).await;
         self.gate.notified().await;
+        drop(kept);
     }
 }
 
@@ -118,10 +159,11 @@ fn second_runtime(gate: Gate) {
 }
 
 fn main() {
-    let argument = std::env::args().nth(1);
-    let many: usize = argument.and_then(|many| many.parse().ok()).unwrap_or(200);
-    let argument = std::env::args().nth(2);
-    let megabytes: usize = argument.and_then(|size| size.parse().ok()).unwrap_or(0);
+    let argument = |at| std::env::args().nth(at)?.parse().ok();
+    let many: usize = argument(1).unwrap_or(200);
+    let megabytes: usize = argument(2).unwrap_or(0);
+    let seconds: usize = argument(3).unwrap_or(300);
+    LATER.store(argument(4).unwrap_or(0) * 1000, Ordering::Relaxed);
     let data: Vec<Vec<u64>> = (0..megabytes as u64 * 16)
         .map(|piece| (0..8192).map(|word| word * (piece + 1)).collect())
         .collect();
@@ -151,18 +193,23 @@ fn main() {
         let kept = gate();
         #[rustfmt::skip]
         let block = async move { // block: anonymous
+            let block = mark(41_091).await;
             kept.notified().await;
+            drop(block);
         };
         tell("block", "anonymous", &tokio::spawn(block));
         let work = tokio::task::spawn_blocking(|| {
+            thread::sleep(later().unwrap_or_default());
+            let kept = black_box(vec![1_u8; 41_101]);
             thread::sleep(Duration::from_secs(600));
+            drop(kept);
         });
         tell("blocking", "main", &work);
         let done = tokio::spawn(finished());
         tell("complete", "finished", &done);
         sleep(Duration::from_millis(200)).await;
         println!("READY");
-        sleep(Duration::from_secs(300)).await;
+        sleep(Duration::from_secs(seconds as u64)).await;
         drop(done);
     }));
     runtime.shutdown_background();

@@ -7,7 +7,7 @@ mod comparison;
 
 use std::{
     fmt::Write as _,
-    fs,
+    fs::{self, File},
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Stdio},
@@ -17,6 +17,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use self::{
     builds::Build,
@@ -33,6 +34,8 @@ pub(crate) struct Options {
     binary: Option<PathBuf>,
 }
 
+/// How long the program's allocations are followed.
+const FOLLOWED: Duration = Duration::from_secs(5);
 /// How long the program may take until it has started its tasks.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
@@ -52,6 +55,9 @@ pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
         .collect();
     if chosen.is_empty() {
         bail!("no build's name contains any of {:?}", options.filter);
+    }
+    for triple in chosen.iter().filter_map(|build| build.target) {
+        setup::rust_target(triple, no_install)?;
     }
     compare(&chosen, &lingerscope)
 }
@@ -81,7 +87,7 @@ fn compare(chosen: &[Build], lingerscope: &Path) -> Result<()> {
         let outcome = try_one(build, lingerscope);
         let row = match &outcome {
             Ok(comparison) => comparison.to_string(),
-            Err(error) => format!("failed: {error:#} | | | | "),
+            Err(error) => format!("failed: {error:#} | | | | | "),
         };
         eprintln!("matrix: {}: {row}", build.name);
         writeln!(rows, "| {} | {row} |", build.name)?;
@@ -89,8 +95,10 @@ fn compare(chosen: &[Build], lingerscope: &Path) -> Result<()> {
             failed.push(build.name.clone());
         }
     }
-    println!("| build | tasks | names | source lines | .await lines | current task id |");
-    println!("| --- | --- | --- | --- | --- | --- |");
+    println!(
+        "| build | tasks | names | source lines | .await lines | current task id | at malloc |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
     print!("{rows}");
     if !failed.is_empty() {
         bail!("wrong or missing in: {}", failed.join(", "));
@@ -101,7 +109,17 @@ fn compare(chosen: &[Build], lingerscope: &Path) -> Result<()> {
 /// Builds and starts the program, and compares.
 fn try_one(build: &Build, lingerscope: &Path) -> Result<Comparison> {
     let program = make(build)?;
-    let (program, printed) = Program::start(&program)?;
+    let mut comparison = listed(build, &program, lingerscope)?;
+    if build.is_readable() {
+        let (printed, document) = followed(&program, lingerscope)?;
+        comparison.enter_allocations(&printed, &document)?;
+    }
+    Ok(comparison)
+}
+
+/// Compares the table of the running program.
+fn listed(build: &Build, program: &Path, lingerscope: &Path) -> Result<Comparison> {
+    let (program, printed) = Program::start(program)?;
     // The busy ones get into their rhythm.
     thread::sleep(Duration::from_millis(300));
     let mut tasks = shell::as_root(lingerscope, &[]);
@@ -117,6 +135,37 @@ fn try_one(build: &Build, lingerscope: &Path) -> Result<Comparison> {
         )
     })?;
     Comparison::of(build, &printed, &document, output.status.code())
+}
+
+/// Has the program followed from its first allocation: what it prints, and
+/// what lingerscope saw of its blocks.
+fn followed(program: &Path, lingerscope: &Path) -> Result<(Vec<Printed>, Value)> {
+    let directory = program.parent().context("the program has no folder")?;
+    let (said, report) = (directory.join("said"), directory.join("report.json"));
+    let mut inspect = shell::as_root(lingerscope, &[]);
+    inspect
+        .args(["inspect", "--mode", "trace", "--sample", "1"])
+        .args(["--for", &format!("{}s", FOLLOWED.as_secs())])
+        .arg("--json-file")
+        .arg(&report)
+        .arg("--")
+        .arg(program)
+        // Few of a kind, no other data, and so many seconds; the blocks come
+        // when it is known how task ids are read, which takes a moment where
+        // running threads have to show it.
+        .args(["50", "0", &(FOLLOWED * 2).as_secs().to_string()])
+        .arg((FOLLOWED / 2).as_secs().to_string())
+        .stdout(File::create(&said)?)
+        .stderr(Stdio::null());
+    let status = inspect.status().context("cannot start lingerscope")?;
+    if !matches!(status.code(), Some(0 | 3 | 4)) {
+        bail!("lingerscope could not follow it: {status}");
+    }
+    let mut printed = Vec::new();
+    for line in fs::read_to_string(&said)?.lines() {
+        printed.extend(Printed::parse(line)?);
+    }
+    Ok((printed, serde_json::from_slice(&fs::read(&report)?)?))
 }
 
 /// Makes a package around the sample and builds it.

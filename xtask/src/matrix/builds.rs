@@ -21,7 +21,7 @@ pub(crate) struct Build {
     /// Lines of the release profile; `None` for a debug build.
     profile: Option<&'static str>,
     pub(crate) flags: &'static str,
-    target: Option<&'static str>,
+    pub(crate) target: Option<&'static str>,
     /// Crate and type.
     allocator: Option<(&'static str, &'static str)>,
 }
@@ -64,11 +64,6 @@ impl Build {
     /// Whether debug information tells the types of futures.
     pub(crate) fn has_types(&self) -> bool {
         self.profile.is_none_or(|lines| lines.contains("debug = 2"))
-    }
-
-    /// Whether it is as developers run it, unoptimised.
-    pub(crate) fn is_debug(&self) -> bool {
-        self.profile.is_none()
     }
 
     /// Whether this version's tasks can be listed.

@@ -37,14 +37,30 @@ impl Printed {
     }
 
     /// The line of the sample's `.await` that it waits at: each of its futures
-    /// has one. A boxed future's is not told.
+    /// has one beside that of its block. A boxed future's is not told.
     fn awaits(&self) -> Option<usize> {
         if !["future", "block"].contains(&self.kind.as_str()) {
             return None;
         }
-        let mut inside = SAMPLE.lines().enumerate().skip(self.lines()?.start() - 1);
-        let (index, _) = inside.find(|(_, line)| line.contains(".await"))?;
-        Some(index + 1)
+        let lines = self.lines()?;
+        let inside = SAMPLE.lines().zip(1..).take(*lines.end());
+        let mut awaits = inside
+            .skip(lines.start() - 1)
+            .filter(|(line, _)| line.contains(".await") && !line.contains("mark("));
+        Some(awaits.next()?.1)
+    }
+
+    /// Bytes of the block that it allocates: those of no other kind of task
+    /// are as large.
+    fn mark(&self) -> Option<u64> {
+        let lines = self.lines()?;
+        let (_, rest) = SAMPLE
+            .lines()
+            .skip(lines.start() - 1)
+            .take(lines.count())
+            .find_map(|line| line.split_once("mark("))?;
+        let (bytes, _) = rest.split_once(')')?;
+        bytes.replace('_', "").parse().ok()
     }
 
     /// The lines of the sample that a location may name: the opening of the
@@ -108,12 +124,14 @@ pub(crate) struct Comparison {
     /// Of the tasks that are suspended.
     awaits: Score,
     task_id: String,
+    /// Kinds of tasks whose blocks carry the right ids.
+    allocated: Score,
 }
 
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(refused) = &self.refused {
-            return write!(f, "refused: {refused} | | | | ");
+            return write!(f, "refused: {refused} | | | | | ");
         }
         let Self {
             ids,
@@ -121,9 +139,13 @@ impl fmt::Display for Comparison {
             lines,
             awaits,
             task_id,
+            allocated,
             ..
         } = self;
-        write!(f, "{ids} | {names} | {lines} | {awaits} | {task_id}")
+        write!(
+            f,
+            "{ids} | {names} | {lines} | {awaits} | {task_id} | {allocated}"
+        )
     }
 }
 
@@ -207,6 +229,44 @@ impl Comparison {
         Ok(comparison)
     }
 
+    /// Compares the ids that blocks got when they were allocated; `document`
+    /// is lingerscope's about the program that has printed this.
+    pub(crate) fn enter_allocations(
+        &mut self,
+        printed: &[Printed],
+        document: &Value,
+    ) -> Result<()> {
+        let sites = document["processes"][0]["sites"]
+            .as_array()
+            .context("no sites")?;
+        let mut kinds: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+        for task in printed {
+            kinds.entry(&task.name).or_default().insert(task.id);
+        }
+        for task in printed {
+            let Some((mark, ids)) = task.mark().zip(kinds.remove(task.name.as_str())) else {
+                continue;
+            };
+            let of_mark = |site: &&Value| {
+                let number = |name: &str| site[name]["value"].as_f64();
+                number("live_bytes")
+                    .zip(number("live_blocks"))
+                    .is_some_and(|(bytes, blocks)| (bytes / blocks - mark as f64).abs() < 0.5)
+            };
+            let read: Vec<Option<u64>> = sites
+                .iter()
+                .filter(of_mark)
+                .flat_map(|site| site["tasks"].as_array().into_iter().flatten())
+                .map(|task| task["id"].as_u64())
+                .collect();
+            let of_kind = |id: &Option<u64>| id.is_some_and(|id| ids.contains(&id));
+            let right = !read.is_empty() && read.iter().all(of_kind);
+            let what = || format!("{read:?} for {} of {ids:?}", task.name);
+            self.allocated.count(Some(right), what);
+        }
+        Ok(())
+    }
+
     /// Whether all is as it must be for this build.
     pub(crate) fn is_right(&self, build: &Build) -> bool {
         if !build.is_readable() {
@@ -215,17 +275,23 @@ impl Comparison {
                 .as_ref()
                 .is_some_and(|why| why.contains(build.tokio));
         }
-        let nothing_wrong = [&self.ids, &self.names, &self.lines, &self.awaits]
-            .iter()
-            .all(|score| score.wrong.is_empty());
+        let scores = [
+            &self.ids,
+            &self.names,
+            &self.lines,
+            &self.awaits,
+            &self.allocated,
+        ];
+        let nothing_wrong = scores.iter().all(|score| score.wrong.is_empty());
         // Merged functions leave alternatives instead of names; a boxed future
         // and one whose panic was outlined may have no line.
         self.refused.is_none()
             && nothing_wrong
             && self.ids.right == self.ids.all
-            // Some may have run on while the table was read; of optimised
-            // builds debug information tells little.
-            && (!build.is_debug() || self.awaits.right + 2 >= self.awaits.all)
+            && self.allocated.all > 0
+            && self.allocated.right == self.allocated.all
+            // Some may have run on while the table was read.
+            && self.awaits.right + 2 >= self.awaits.all
             && self.lines.right + 3 >= self.lines.all
             && self.task_id.starts_with("confirmed")
     }
