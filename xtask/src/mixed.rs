@@ -29,7 +29,7 @@ pub(crate) struct Options {
     /// How long the daemon watches: 30m unless --short
     #[arg(long = "for", value_name = "TIME", value_parser = period::parse)]
     time: Option<Duration>,
-    /// Settings of little patience, and only the servers that are installed: 5 minutes
+    /// Settings of little patience, only the servers that are installed, and only these are followed: 5 minutes
     #[arg(long)]
     short: bool,
     /// The leaking program has process ids, a root and a C library of its own, as in a container
@@ -50,6 +50,9 @@ const SHORT: Duration = Duration::from_mins(5);
 /// Between two looks at the programs.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// A short run goes beside compilers, which grow too and would take the places
+/// of those that it is about.
+const SHORT_ONLY: &str = "include:\n  uid: [65534]\n";
 /// Growth of a minute and a half is enough here.
 const SHORT_SETTINGS: &str = "watch:\n  interval: 1s\n  patience: 1min\n  min_growth: 2MiB\n";
 
@@ -67,7 +70,9 @@ pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
 
 fn settings(options: &Options) -> String {
     if options.short {
-        return SHORT_SETTINGS.to_owned();
+        // What starts as root has no other user to be known by.
+        let only = if options.contained { "" } else { SHORT_ONLY };
+        return format!("{SHORT_SETTINGS}{only}");
     }
     options.patience.map_or_else(String::new, |patience| {
         format!("watch:\n  patience: {}s\n", patience.as_secs())

@@ -1,9 +1,20 @@
 //! `cargo xtask test`: every check, the host tests, some builds of the matrix,
-//! and the live tests with real probes. Only the built live test binary runs as root.
+//! the daemon among real servers, and the live tests with real probes. Only
+//! what is built runs as root.
 
-use std::{env, time::Instant};
+use std::{
+    env,
+    fs::{self, File},
+    path::PathBuf,
+    process::{Child, Stdio},
+    time::Instant,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{
     build::{self, Programs},
@@ -27,12 +38,13 @@ pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
     if !options.live_only {
         check::without_compiler()?;
     }
-    let tools = setup::prepare(Need::Test, no_install)?;
+    let tools = setup::prepare(Need::Servers, no_install)?;
     // First of all, because everything of the agent's is built anew when the
     // object changes.
     let targets = ["--features", "live", "--examples", "--test", "live"];
     let programs = build::agent_and(&tools, &targets)?;
     if !options.live_only {
+        let mixed = Mixed::start(&programs)?;
         check::with_compiler(&tools)?;
         eprintln!("test: checks passed after {} s", start.elapsed().as_secs());
         shell::run(shell::cargo().args(["test", "--workspace"]))?;
@@ -40,6 +52,8 @@ pub(crate) fn run(options: &Options, no_install: bool) -> Result<()> {
         matrix::few(&programs.path("lingerscope")?)?;
         let took = start.elapsed().as_secs() - before;
         eprintln!("test: the few builds of the matrix took {took} s");
+        // Other tests look at what probes leave and cost.
+        mixed.finish()?;
     }
     eprintln!(
         "test: live tests start after {} s",
@@ -61,4 +75,57 @@ fn live(programs: &Programs, arguments: &[String]) -> Result<()> {
     // sudo would drop what repeats the draws of an earlier run.
     variables.extend(env::var_os("LINGERSCOPE_SEED").map(|seed| ("LINGERSCOPE_SEED", seed)));
     shell::run(shell::as_root(programs.path("live")?, &variables).args(arguments))
+}
+
+/// The daemon among real servers. It takes minutes of which it mostly waits,
+/// so it goes beside what compiles and tests on the host.
+struct Mixed {
+    child: Child,
+    log: PathBuf,
+    over: bool,
+}
+
+impl Mixed {
+    fn start(programs: &Programs) -> Result<Self> {
+        let log = shell::root().join("target/mixed.log");
+        let output = File::create(&log)?;
+        let mut mixed = shell::as_root(env::current_exe()?, &[]);
+        mixed
+            .args(["mixed", "--short", "--lingerscope"])
+            .arg(programs.path("lingerscope")?)
+            .arg("--server")
+            .arg(programs.path("server")?)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        shell::print(&mixed);
+        let child = mixed.spawn().context("cannot start ourselves")?;
+        Ok(Self {
+            child,
+            log,
+            over: false,
+        })
+    }
+
+    fn finish(mut self) -> Result<()> {
+        eprintln!("test: waiting for the daemon among real servers");
+        let status = self.child.wait()?;
+        self.over = true;
+        eprint!("{}", fs::read_to_string(&self.log)?);
+        if !status.success() {
+            bail!("the daemon among real servers: {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mixed {
+    fn drop(&mut self) {
+        if !self.over {
+            // It stops its servers. Through sudo it cannot be asked, and ends
+            // by itself.
+            let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+            drop(self.child.wait());
+        }
+    }
 }
