@@ -1,6 +1,7 @@
 //! What being observed does to a program's answers: throughput and
 //! percentiles of latency with lingerscope against without, by turns in one
-//! run. `cargo xtask bench`, or this program with `SECONDS` per turn.
+//! run. `cargo xtask bench`, or this program with `[SECONDS] [survey|trace]`:
+//! length of a turn, and one mode only.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -23,8 +24,9 @@ use lingerscope::host::privilege;
 
 use self::{answers::Answers, observer::Observer, redis::Redis, service::Service};
 
-/// Length of a turn unless told otherwise. Windows come every 13 s or so.
-const TURN: u64 = 30;
+/// Length of a turn unless told otherwise: an inspection's, if nobody says how
+/// long. Windows come every 15 s or so, the first two of them on credit.
+const TURN: u64 = 60;
 /// Turns without, and as many with.
 const TURNS: usize = 3;
 const MODES: [&str; 2] = ["survey", "trace"];
@@ -40,11 +42,12 @@ trait Subject {
 }
 
 fn main() -> ExitCode {
-    let seconds = std::env::args()
-        .skip(1)
-        .find_map(|word| word.parse().ok())
-        .unwrap_or(TURN);
-    match run(Duration::from_secs(seconds)) {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let seconds = words.iter().find_map(|word| word.parse().ok());
+    let named = |mode: &&str| words.iter().any(|word| word == mode);
+    let modes: Vec<&str> = MODES.into_iter().filter(named).collect();
+    let modes = if modes.is_empty() { &MODES } else { &*modes };
+    match run(Duration::from_secs(seconds.unwrap_or(TURN)), modes) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("latency: {error:#}");
@@ -53,7 +56,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(turn: Duration) -> Result<()> {
+fn run(turn: Duration, modes: &[&str]) -> Result<()> {
     if let Some(sentence) = privilege::missing() {
         anyhow::bail!(sentence);
     }
@@ -65,31 +68,37 @@ fn run(turn: Duration) -> Result<()> {
         "| program | observed | answers/s | p50 µs | p99 µs | p99.9 µs | lingerscope, % of a core |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
-    compare(&mut Service::start(turn)?, turn)?;
+    compare(&mut Service::start(turn)?, turn, modes)?;
     if let Some(mut redis) = Redis::start()? {
-        return compare(&mut redis, turn);
+        return compare(&mut redis, turn, modes);
     }
     println!("redis-server and redis-benchmark are not installed: left out");
     Ok(())
 }
 
-fn compare<S: Subject>(subject: &mut S, turn: Duration) -> Result<()> {
-    for mode in MODES {
+fn compare<S: Subject>(subject: &mut S, turn: Duration, modes: &[&str]) -> Result<()> {
+    for mode in modes {
         let (mut without, mut with) = (Answers::default(), Answers::default());
         let mut share = 0.0;
+        // How far one turn is from the next tells what a difference is worth.
+        let mut rates = Vec::new();
         for _ in 0..TURNS {
-            without.join(subject.answers(turn)?);
+            let alone = subject.answers(turn)?;
             let observer = Observer::start(subject.pid(), mode, turn)?;
-            with.join(subject.answers(turn)?);
+            let beside = subject.answers(turn)?;
             share += observer.end()? / TURNS as f64;
+            rates.push(format!("{:.0} and {:.0}", alone.rate(), beside.rate()));
+            without.join(alone);
+            with.join(beside);
         }
         row(S::NAME, "no", &without, "");
         row(S::NAME, mode, &with, &format!("{share:.1}"));
         let change = |of: fn(&Answers) -> f64| (of(&with) / of(&without) - 1.0) * 100.0;
         println!(
-            "{} under {mode}: throughput {:+.2} %, p50 {:+.1} %, p99 {:+.1} %, p99.9 {:+.1} %",
+            "{} under {mode}: throughput {:+.2} % (turn by turn {}), p50 {:+.1} %, p99 {:+.1} %, p99.9 {:+.1} %",
             S::NAME,
             change(Answers::rate),
+            rates.join(", "),
             change(|answers| answers.percentile(50.0)),
             change(|answers| answers.percentile(99.0)),
             change(|answers| answers.percentile(99.9)),
