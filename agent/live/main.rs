@@ -68,7 +68,7 @@ fn trial(
 const SLOW: Duration = Duration::from_secs(10);
 
 /// Tests that watch at the same time; each loads a processor by a tenth or so.
-const SIDE_BY_SIDE: usize = 4;
+const SIDE_BY_SIDE: usize = 5;
 
 #[expect(clippy::print_stderr, reason = "a test runner reports to its terminal")]
 fn main() -> ExitCode {
@@ -95,13 +95,15 @@ fn main() -> ExitCode {
     let side_by_side = [
         // The longest first.
         survey::trials(),
+        task_life::trials(),
         leaks::trials(),
         healthy::trials(),
         allocators::trials(),
         outside::trials(),
         waits::trials(),
-        task_life::trials(),
         tasks::trials(),
+        // No probe is set.
+        evidence::trials(),
     ];
     // These measure time, or look for what another test's probes would leave.
     let one_by_one = [
@@ -116,7 +118,6 @@ fn main() -> ExitCode {
         quarantine::trials(),
         stacks::trials(),
         targets::trials(),
-        evidence::trials(),
         containers::trials(),
         daemon::trials(),
     ];

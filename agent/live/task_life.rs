@@ -18,16 +18,25 @@ use crate::{
 /// Long enough for several readings of the task table on a busy machine.
 const WATCHED: u32 = 18;
 
+/// Long enough for windows whose blocks reach the age of 30 s.
+const SURVEYED: u32 = 60;
+
 /// Verdicts about tasks.
 const VERDICTS: [&str; 2] = ["stuck-task", "unreaped-task"];
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
+        trial("task_life::stuck_tasks_under_survey", || {
+            leak("stuck-task", "stuck-task", "idle", surveyed()?)
+        }),
+        trial("task_life::unreaped_tasks_under_survey", || {
+            leak("joinset", "unreaped-task", "complete", surveyed()?)
+        }),
         trial("task_life::stuck_tasks", || {
-            leak("stuck-task", "stuck-task", "idle")
+            leak("stuck-task", "stuck-task", "idle", traced()?)
         }),
         trial("task_life::unreaped_tasks", || {
-            leak("joinset", "unreaped-task", "complete")
+            leak("joinset", "unreaped-task", "complete", traced()?)
         }),
         trial("task_life::healthy_stuck_task", || healthy("stuck-task")),
         trial("task_life::healthy_joinset", || healthy("joinset")),
@@ -52,15 +61,23 @@ fn counts(report: &Report, pid: u32) -> Result<[u64; 3]> {
     Ok([number("live")?, number("idle")?, number("completed")?])
 }
 
+fn traced() -> Result<Inspection> {
+    Ok(Inspection::new(WATCHED)?.arguments(["--sample", "1"]))
+}
+
+fn surveyed() -> Result<Inspection> {
+    Inspection::by_mode("survey", SURVEYED)
+}
+
 /// The leak is one finding with the tasks' verdict, where they are spawned,
 /// with the rate that the server counted.
-fn leak(leak: &'static str, verdict: &str, state: &str) -> Result<()> {
+fn leak(leak: &'static str, verdict: &str, state: &str, inspection: Inspection) -> Result<()> {
     let mut random = lab::random(&format!("task_life::{leak}"))?;
     let arguments = ["--leak", leak];
     let server = Server::start_slowly("server", &arguments, &mut random, Duration::ZERO)?;
     let pid = server.program.pid();
-    let report = Inspection::of(pid, WATCHED)?
-        .arguments(["--fail-on", "suspected", "--sample", "1"])
+    let report = inspection
+        .arguments(["--fail-on", "suspected", "-p", &pid.to_string()])
         .run()?;
     let drawn = format!("{}\n{report}", server.drawn);
     report.expect_code(&[3])?;
@@ -79,7 +96,8 @@ fn leak(leak: &'static str, verdict: &str, state: &str) -> Result<()> {
         "another verdict: {drawn}"
     );
     let (begin, end) = report.span()?;
-    leaks::check_rate(*finding, truth.rate(begin, end)?, true, &drawn)?;
+    let exact = report.process(pid)?["capture"]["mode"] == "trace";
+    leaks::check_rate(*finding, truth.rate(begin, end)?, exact, &drawn)?;
 
     let holders = role(*finding, "holds");
     ensure!(!holders.is_empty(), "no task holds it: {drawn}");
