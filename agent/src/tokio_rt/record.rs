@@ -29,6 +29,8 @@ use crate::host::{
 
 /// Counts up with every change of what the analysis finds or how it is kept.
 const FORMAT: u32 = 2;
+/// Bytes of a seal.
+const SEAL: usize = 17;
 /// Names of each kind that are kept.
 const MAX_NAMES: usize = 1 << 14;
 /// Pieces of data and recipes that are believed.
@@ -124,7 +126,7 @@ impl Record {
     /// A checksum in hexadecimal digits, a line feed, JSON.
     fn content(&self) -> serde_json::Result<Vec<u8>> {
         let text = serde_json::to_vec(self)?;
-        let mut content = format!("{:016x}\n", checksum(&text)).into_bytes();
+        let mut content = seal(&text).into_bytes();
         content.extend(text);
         Ok(content)
     }
@@ -132,9 +134,8 @@ impl Record {
     /// Reads a record; `None` when it is damaged, of another version, or
     /// breaks a bound.
     pub fn parse(content: &[u8]) -> Option<Self> {
-        let (sum, text) = content.split_at_checked(17)?;
-        let sum = std::str::from_utf8(sum).ok()?.strip_suffix('\n')?;
-        if u64::from_str_radix(sum, 16).ok()? != checksum(text) {
+        let (found, text) = content.split_at_checked(SEAL)?;
+        if found != seal(text).as_bytes() {
             return None;
         }
         let record: Self = serde_json::from_slice(text).ok()?;
@@ -251,6 +252,12 @@ fn name(build_id: &str, stamp: &Stamp, is_main_executable: bool) -> String {
     };
     let state = format!("{stamp:?}");
     format!("{build_id}-{:016x}-{role}", checksum(state.as_bytes()))
+}
+
+/// The line before the JSON of a record: its checksum. There is no other way
+/// to write it.
+fn seal(text: &[u8]) -> String {
+    format!("{:016x}\n", checksum(text))
 }
 
 /// FNV-1a: tells damage, not malice; nobody else can write the cache.
@@ -390,16 +397,14 @@ mod tests {
             let content = record().content().unwrap();
             let mut damaged = content.clone();
             damaged[at.index(content.len())] ^= 1 << bit;
-            // A digit of the checksum in the other case is the same number.
-            let same = damaged.to_ascii_lowercase() == content;
-            prop_assert!(same || Record::parse(&damaged).is_none());
+            prop_assert!(Record::parse(&damaged).is_none());
             prop_assert!(Record::parse(&content[..cut.index(content.len())]).is_none());
         }
 
         #[test]
         fn arbitrary_content_is_no_trouble(text in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = Record::parse(&text);
-            let mut content = format!("{:016x}\n", checksum(&text)).into_bytes();
+            let mut content = seal(&text).into_bytes();
             content.extend(&text);
             prop_assert!(Record::parse(&content).is_none());
         }
