@@ -35,7 +35,7 @@ pub(crate) struct Options {
 }
 
 /// How long the program's allocations are followed.
-const FOLLOWED: Duration = Duration::from_secs(5);
+const FOLLOWED: Duration = Duration::from_secs(10);
 /// How long the program may take until it has started its tasks.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
