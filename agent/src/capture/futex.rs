@@ -59,6 +59,22 @@ pub struct Waits {
     pub is_followed: bool,
 }
 
+impl Follow {
+    /// Enters the waits that began during a pause, which nobody saw begin.
+    fn look_back(&mut self, id: TargetId, epoch: u32) {
+        self.earlier
+            .retain(|earlier| goes_on(id, earlier.thread, &earlier.wait));
+        let mut found = earlier_waits::find(id, epoch);
+        found.retain(|found| {
+            let known = self.earlier.iter().map(|earlier| earlier.thread);
+            let mut known = known.chain(self.kept.iter().map(|(thread, _)| *thread));
+            !known.any(|thread| thread == found.thread)
+        });
+        self.looked &= found.is_empty();
+        self.earlier.append(&mut found);
+    }
+}
+
 impl Capture {
     /// Starts to follow the waits of a target, or goes on after a pause.
     ///
@@ -84,6 +100,9 @@ impl Capture {
             pid,
         )?;
         let epoch = self.epoch(id);
+        if let Some(follow) = self.waits.get_mut(&id) {
+            follow.look_back(id, epoch);
+        }
         let follow = self.waits.entry(id).or_insert_with(|| Follow {
             events: None,
             before,
