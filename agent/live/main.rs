@@ -68,7 +68,7 @@ fn trial(
 const SLOW: Duration = Duration::from_secs(10);
 
 /// Tests that watch at the same time; each loads a processor by a tenth or so.
-const SIDE_BY_SIDE: usize = 5;
+const SIDE_BY_SIDE: usize = 4;
 
 #[expect(clippy::print_stderr, reason = "a test runner reports to its terminal")]
 fn main() -> ExitCode {
