@@ -251,7 +251,7 @@ impl Comparison {
                 let number = |name: &str| site[name]["value"].as_f64();
                 number("live_bytes")
                     .zip(number("live_blocks"))
-                    .is_some_and(|(bytes, blocks)| (bytes / blocks - mark as f64).abs() < 0.5)
+                    .is_some_and(|(bytes, blocks)| (bytes - blocks * mark as f64).abs() < 0.5)
             };
             let read: Vec<Option<u64>> = sites
                 .iter()
