@@ -57,12 +57,14 @@ fn later() -> Option<Duration> {
 }
 
 /// A block of a size that no other kind of task asks for: who allocated it is
-/// known by that.
-async fn mark(size: usize) -> Vec<u8> {
-    if let Some(later) = later() {
-        sleep(later).await;
-    }
-    black_box(vec![1; size])
+/// known by that. A function would be a future of its own.
+macro_rules! mark {
+    ($size:expr) => {{
+        if let Some(later) = later() {
+            sleep(later).await;
+        }
+        black_box(vec![1_u8; $size])
+    }};
 }
 
 async fn helper(gate: &Gate) {
@@ -70,21 +72,21 @@ async fn helper(gate: &Gate) {
 }
 
 async fn waiting(gate: Gate) {
-    let kept = mark(41_001).await;
+    let kept = mark!(41_001);
     gate.notified().await;
     drop(kept);
 }
 
 async fn nested(gate: Gate) {
     let room = [1_u8; 300];
-    let kept = mark(41_011).await;
+    let kept = mark!(41_011);
     helper(&gate).await;
     black_box(room);
     drop(kept);
 }
 
 async fn ticking() {
-    let kept = mark(41_021).await;
+    let kept = mark!(41_021);
     loop {
         sleep(Duration::from_millis(15)).await;
         black_box(&kept);
@@ -92,7 +94,7 @@ async fn ticking() {
 }
 
 async fn busy() {
-    let kept = mark(41_031).await;
+    let kept = mark!(41_031);
     loop {
         let start = Instant::now();
         while start.elapsed() < Duration::from_millis(4) {
@@ -104,29 +106,29 @@ async fn busy() {
 }
 
 async fn finished() -> Vec<u8> {
-    mark(41_041).await
+    mark!(41_041)
 }
 
 async fn one_of_many(gate: Gate) {
-    let kept = mark(341).await;
+    let kept = mark!(341);
     gate.notified().await;
     drop(kept);
 }
 
 async fn boxed(gate: Gate) {
-    let kept = mark(41_051).await;
+    let kept = mark!(41_051);
     gate.notified().await;
     drop(kept);
 }
 
 async fn local(gate: Gate) {
-    let kept = mark(41_061).await;
+    let kept = mark!(41_061);
     gate.notified().await;
     drop(kept);
 }
 
 async fn on_one_thread(gate: Gate) {
-    let kept = mark(41_071).await;
+    let kept = mark!(41_071);
     gate.notified().await;
     drop(kept);
 }
@@ -137,7 +139,7 @@ struct Server {
 
 impl Server {
     async fn serve(self) {
-        let kept = mark(41_081).await;
+        let kept = mark!(41_081);
         self.gate.notified().await;
         drop(kept);
     }
@@ -193,16 +195,11 @@ fn main() {
         let kept = gate();
         #[rustfmt::skip]
         let block = async move { // block: anonymous
-            let block = mark(41_091).await;
             kept.notified().await;
-            drop(block);
         };
         tell("block", "anonymous", &tokio::spawn(block));
         let work = tokio::task::spawn_blocking(|| {
-            thread::sleep(later().unwrap_or_default());
-            let kept = black_box(vec![1_u8; 41_101]);
             thread::sleep(Duration::from_secs(600));
-            drop(kept);
         });
         tell("blocking", "main", &work);
         let done = tokio::spawn(finished());

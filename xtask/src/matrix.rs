@@ -110,7 +110,7 @@ fn compare(chosen: &[Build], lingerscope: &Path) -> Result<()> {
 fn try_one(build: &Build, lingerscope: &Path) -> Result<Comparison> {
     let program = make(build)?;
     let mut comparison = listed(build, &program, lingerscope)?;
-    if build.is_readable() {
+    if build.is_readable() && !build.hides_its_allocator() {
         let (printed, document) = followed(&program, lingerscope)?;
         comparison.enter_allocations(&printed, &document)?;
     }

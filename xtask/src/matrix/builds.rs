@@ -61,6 +61,12 @@ impl Build {
         !self.profile.is_some_and(|lines| lines.contains("strip"))
     }
 
+    /// Whether nothing tells where its allocator is: a static one without
+    /// symbols.
+    pub(crate) fn hides_its_allocator(&self) -> bool {
+        !self.has_symbols() && (self.target.is_some() || self.allocator.is_some())
+    }
+
     /// Whether debug information tells the types of futures.
     pub(crate) fn has_types(&self) -> bool {
         self.profile.is_none_or(|lines| lines.contains("debug = 2"))
