@@ -237,6 +237,12 @@ pub(crate) static ANNOUNCE: Array<u32> = Array::with_max_entries(1, 0);
 /// By hash of the stack.
 #[map]
 pub(crate) static FAULTS: HashMap<u64, FaultSite> = HashMap::with_max_entries(8192, 0);
+/// Slots of the processes whose waits are followed.
+#[map]
+pub(crate) static WAITERS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TARGETS, 0);
+/// Switches of all threads of the host while waits are followed.
+#[map]
+pub(crate) static SWITCHES: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// The waits of threads. Preallocated like the next one: they are written
 /// where the scheduler runs.
 #[map]

@@ -1,7 +1,8 @@
 //! What being observed does to a program's answers: throughput and
 //! percentiles of latency with lingerscope against without, by turns in one
-//! run. `cargo xtask bench`, or this program with `[SECONDS] [survey|trace]`:
-//! length of a turn, and one mode only.
+//! run. `cargo xtask bench`, or this program with
+//! `[SECONDS] [survey|trace] [service|redis]`: length of a turn, one mode and
+//! one program only.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -30,6 +31,7 @@ const TURN: u64 = 60;
 /// Turns without, and as many with.
 const TURNS: usize = 3;
 const MODES: [&str; 2] = ["survey", "trace"];
+const PROGRAMS: [&str; 2] = ["service", "redis"];
 
 /// A program that answers requests all the time.
 trait Subject {
@@ -47,7 +49,15 @@ fn main() -> ExitCode {
     let named = |mode: &&str| words.iter().any(|word| word == mode);
     let modes: Vec<&str> = MODES.into_iter().filter(named).collect();
     let modes = if modes.is_empty() { &MODES } else { &*modes };
-    match run(Duration::from_secs(seconds.unwrap_or(TURN)), modes) {
+    let excludes = |name: &str| {
+        let named = words.iter().any(|word| word == name);
+        !named && words.iter().any(|word| PROGRAMS.contains(&word.as_str()))
+    };
+    match run(
+        Duration::from_secs(seconds.unwrap_or(TURN)),
+        modes,
+        excludes,
+    ) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("latency: {error:#}");
@@ -56,7 +66,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(turn: Duration, modes: &[&str]) -> Result<()> {
+fn run(turn: Duration, modes: &[&str], excludes: impl Fn(&str) -> bool) -> Result<()> {
     if let Some(sentence) = privilege::missing() {
         anyhow::bail!(sentence);
     }
@@ -68,7 +78,12 @@ fn run(turn: Duration, modes: &[&str]) -> Result<()> {
         "| program | observed | answers/s | p50 µs | p99 µs | p99.9 µs | lingerscope, % of a core |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
-    compare(&mut Service::start(turn)?, turn, modes)?;
+    if !excludes("service") {
+        compare(&mut Service::start(turn)?, turn, modes)?;
+    }
+    if excludes("redis") {
+        return Ok(());
+    }
     if let Some(mut redis) = Redis::start()? {
         return compare(&mut redis, turn, modes);
     }

@@ -1,10 +1,12 @@
 //! What following futex waits costs, as a table: `cargo xtask bench`.
 //!
 //! Two threads hand over to each other by a futex on one processor, so that
-//! every hand-over is a wait. Measured by turns, the minimum over all passes:
-//! alone, followed, while another process is followed, and, for comparison,
-//! with empty kernel programs at the entry and exit of every system call,
-//! which is what following waits by tracepoints would need.
+//! every hand-over is a wait, and two others by pipes, which are switches
+//! without one. Measured by turns, the minimum over all passes: alone,
+//! followed, while another process is followed, and, for comparison, with what
+//! following waits in other ways would need: an event of context switches on
+//! the process's threads, and empty kernel programs at the entry and exit of
+//! every system call.
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
 
 #[expect(dead_code, reason = "shared with the benchmark of tracing")]
@@ -13,7 +15,7 @@ mod processors;
 
 use std::{
     env,
-    io::{self, BufRead as _, BufReader, Lines},
+    io::{self, BufRead as _, BufReader, Lines, Read as _, Write as _},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     process::{Child, ChildStdout, Command, ExitCode, Stdio},
     ptr,
@@ -25,7 +27,11 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use lingerscope::{
     capture::{Capture, links::Method, object::Sizes, trial},
-    host::{privilege, process::Process, quarantine::Quarantine},
+    host::{
+        privilege,
+        process::{self, Process},
+        quarantine::Quarantine,
+    },
 };
 
 use self::processors::Processors;
@@ -42,7 +48,7 @@ fn main() -> ExitCode {
     match env::args().nth(1).as_deref() {
         // Capture tries its ways of attaching on a copy of this program.
         Some(trial::SUBCOMMAND) => return trial::subject(),
-        Some(SUBJECT) => hand_over(),
+        Some(SUBJECT) => return hand_over(),
         _ => {}
     }
     match run() {
@@ -59,21 +65,25 @@ fn complain(error: &anyhow::Error) {
     eprintln!("bench: {error:#}");
 }
 
-/// Nanoseconds per wait, and per system call that does nothing.
+/// Nanoseconds per wait, per switch that is none, and per system call that
+/// does nothing.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
     wait: f64,
+    switch: f64,
     call: f64,
 }
 
 impl Cost {
     const NONE: Self = Self {
         wait: f64::MAX,
+        switch: f64::MAX,
         call: f64::MAX,
     };
 
     fn lower(&mut self, other: Self) {
         self.wait = self.wait.min(other.wait);
+        self.switch = self.switch.min(other.switch);
         self.call = self.call.min(other.call);
     }
 }
@@ -97,12 +107,13 @@ fn run() -> Result<()> {
         "alone",
         "followed",
         "another process is followed",
+        "an event on its threads",
         "empty programs on all system calls",
     ];
-    let mut costs = [Cost::NONE; 4];
+    let mut costs = [Cost::NONE; 5];
     let mut stacks = 0.0;
     for _ in 0..PASSES {
-        let [alone, followed, stranger_followed, tracepoints] = &mut costs;
+        let [alone, followed, stranger_followed, events, tracepoints] = &mut costs;
         alone.lower(subject.best()?);
         capture.follow_waits(pid)?;
         followed.lower(subject.best()?);
@@ -113,22 +124,27 @@ fn run() -> Result<()> {
         capture.follow_waits(stranger)?;
         stranger_followed.lower(subject.best()?);
         capture.pause_waits(stranger);
+        let on_threads = switch_events(pid)?;
+        events.lower(subject.best()?);
+        drop(on_threads);
         let _links = [
             empty_tracepoint(c"sys_enter")?,
             empty_tracepoint(c"sys_exit")?,
         ];
         tracepoints.lower(subject.best()?);
     }
-    println!("Futex waits, ns each; a wait is a hand-over between two threads");
+    println!("Futex waits, ns each; a wait and a switch are a hand-over between two threads");
     println!(
-        "{:36} {:>8} {:>7} {:>10} {:>7}",
-        "", "wait", "ratio", "other call", "ratio"
+        "{:36} {:>8} {:>7} {:>12} {:>7} {:>10} {:>7}",
+        "", "wait", "ratio", "other switch", "ratio", "other call", "ratio"
     );
     for (name, cost) in names.iter().zip(&costs) {
         println!(
-            "{name:36} {:>8.0} {:>7.2} {:>10.0} {:>7.2}",
+            "{name:36} {:>8.0} {:>7.2} {:>12.0} {:>7.2} {:>10.0} {:>7.2}",
             cost.wait,
             cost.wait / costs[0].wait,
+            cost.switch,
+            cost.switch / costs[0].switch,
             cost.call,
             cost.call / costs[0].call
         );
@@ -174,9 +190,13 @@ impl Subject {
 
     fn line(&mut self) -> Result<Cost> {
         let line = self.lines.next().context("it says nothing any more")??;
-        let (wait, call) = line.split_once(' ').context("an odd line")?;
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [wait, switch, call] = fields[..] else {
+            bail!("an odd line: {line}");
+        };
         Ok(Cost {
             wait: wait.parse()?,
+            switch: switch.parse()?,
             call: call.parse()?,
         })
     }
@@ -204,7 +224,7 @@ impl Drop for Subject {
 static TURN: AtomicU32 = AtomicU32::new(0);
 
 /// Hands over for ever, and says what that takes.
-fn hand_over() -> ! {
+fn hand_over() -> ExitCode {
     // Until it is bound to a processor.
     thread::sleep(Duration::from_millis(50));
     thread::spawn(|| {
@@ -212,13 +232,44 @@ fn hand_over() -> ! {
             take_turn(1);
         }
     });
+    let Ok(mut ball) = Ball::new() else {
+        return ExitCode::FAILURE;
+    };
     loop {
-        let (wait, call) = (measure(|| take_turn(0)) / 2.0, measure(nothing));
-        println!("{wait} {call}");
+        let wait = measure(|| take_turn(0)) / 2.0;
+        let switch = measure(|| ball.there_and_back()) / 2.0;
+        println!("{wait} {switch} {}", measure(nothing));
     }
 }
 
-fn measure(once: impl Fn()) -> f64 {
+/// A byte that a thread sends back by another pipe.
+struct Ball {
+    there: io::PipeWriter,
+    back: io::PipeReader,
+}
+
+impl Ball {
+    fn new() -> io::Result<Self> {
+        let (mut received, there) = io::pipe()?;
+        let (back, mut returned) = io::pipe()?;
+        thread::spawn(move || -> io::Result<()> {
+            let mut byte = [0];
+            loop {
+                received.read_exact(&mut byte)?;
+                returned.write_all(&byte)?;
+            }
+        });
+        Ok(Self { there, back })
+    }
+
+    fn there_and_back(&mut self) {
+        let mut byte = [0];
+        drop(self.there.write_all(&byte));
+        drop(self.back.read_exact(&mut byte));
+    }
+}
+
+fn measure(mut once: impl FnMut()) -> f64 {
     let began = Instant::now();
     let mut times = 0_u32;
     while began.elapsed() < SLICE {
@@ -254,6 +305,40 @@ fn futex(operation: i32, value: u32) {
             ptr::null::<libc::timespec>(),
         )
     };
+}
+
+/// An event at every switch of a process's threads, without a program; dropped,
+/// it is off. The layout is the first version of `perf_event_attr`
+/// (include/uapi/linux/perf_event.h).
+fn switch_events(pid: u32) -> Result<Vec<OwnedFd>> {
+    const SOFTWARE: u64 = 1;
+    const CONTEXT_SWITCHES: u64 = 3;
+    const SIZE: u64 = 64;
+    const CLOSE_ON_EXEC: u64 = 8;
+    let mut attributes = [0_u64; 8];
+    attributes[0] = SOFTWARE | SIZE << 32;
+    attributes[1] = CONTEXT_SWITCHES;
+    // At every one.
+    attributes[2] = 1;
+    let open = |thread: u32| {
+        // SAFETY: the attributes are as long as they say.
+        let descriptor = unsafe {
+            libc::syscall(
+                libc::SYS_perf_event_open,
+                attributes.as_ptr(),
+                thread,
+                -1,
+                -1,
+                CLOSE_ON_EXEC,
+            )
+        };
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error()).context("the kernel refuses an event");
+        }
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(unsafe { OwnedFd::from_raw_fd(descriptor as i32) })
+    };
+    process::threads(pid).into_iter().map(open).collect()
 }
 
 /// An empty program on a raw tracepoint; dropped, it is off. Commands and

@@ -24,7 +24,6 @@ pub mod refusal;
 pub mod ring;
 pub mod tables;
 pub mod target;
-mod thread_events;
 pub mod trial;
 
 use std::{
@@ -45,7 +44,6 @@ use self::{
     refusal::{Dangers, Refusal},
     ring::{Event, Stack},
     target::{Place, Probing, Target},
-    thread_events::ThreadEvents,
 };
 use crate::host::{
     process::{self, Process},
@@ -89,8 +87,8 @@ pub struct Capture {
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, TargetCounts>,
     targets: HashMap<TargetId, Target>,
-    faults: HashMap<TargetId, ThreadEvents>,
-    waits: HashMap<TargetId, futex::Follow>,
+    faults: faults::Sampling,
+    waits: futex::Following,
     stacks: HashMap<u64, Stack>,
     quarantine: Quarantine,
     method: Method,
@@ -125,8 +123,8 @@ impl Capture {
             ring,
             counts,
             targets: HashMap::new(),
-            faults: HashMap::new(),
-            waits: HashMap::new(),
+            faults: faults::Sampling::default(),
+            waits: futex::Following::default(),
             stacks: HashMap::new(),
             quarantine,
             method: Method::Perf,
@@ -317,7 +315,7 @@ impl Capture {
     /// Frees a target's place.
     pub fn forget(&mut self, id: TargetId) {
         self.detach(id);
-        self.waits.remove(&id);
+        self.waits.targets.remove(&id);
         self.stacks.retain(|_, stack| stack.tgid != id);
         if let Some(target) = self.targets.remove(&id) {
             target.release(&self.object);

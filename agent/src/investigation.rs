@@ -95,6 +95,8 @@ pub struct Investigation {
     read_at: Duration,
     /// Task tables are not read before, CLOCK_MONOTONIC.
     tables_rest: Duration,
+    /// What the threads of all other processes pay while waits are followed.
+    strangers: waits::Debt,
 }
 
 impl Investigation {
@@ -114,6 +116,7 @@ impl Investigation {
             read_every: Duration::ZERO,
             read_at: Duration::ZERO,
             tables_rest: Duration::ZERO,
+            strangers: waits::Debt::default(),
         })
     }
 

@@ -1,8 +1,9 @@
 //! Futex waits of targets: who waits where, for how long, and who waits still.
 //!
-//! A software event tells each time that a thread of the target leaves its
-//! processor, so this costs other processes nothing, needs neither tracefs nor
-//! a breakpoint, and sees only waits that really wait.
+//! The scheduler tells each time that a thread leaves its processor, so this
+//! needs neither tracefs nor a breakpoint, and sees only waits that really
+//! wait. It is asked only while some target's waits are followed, since each
+//! switch of the host takes a little longer then ([`Capture::switches`]).
 
 use std::{
     collections::HashMap,
@@ -11,12 +12,11 @@ use std::{
 
 use agent_ebpf::abi::futex::{Place, Wait, WaitCounts, WaitTotals};
 use anyhow::{Context as _, Result};
-use aya::{maps::PerCpuArray, programs::perf_event::SoftwareEvent};
+use aya::{maps::PerCpuArray, programs::raw_trace_point::RawTracePointLinkId};
 
 use super::{
     Capture, MAX_STACKS, TargetId, array_of_counts, bpf,
     earlier_waits::{self, Earlier},
-    thread_events::ThreadEvents,
 };
 use crate::host::{kernel, thread};
 
@@ -25,9 +25,18 @@ pub const LONG: Duration = Duration::from_secs(1);
 /// Waits of one target that are told one by one, the oldest ones.
 const MAX_OPEN: usize = 256;
 
+/// Whose waits are followed.
+#[derive(Default)]
+pub(super) struct Following {
+    pub(super) targets: HashMap<TargetId, Follow>,
+    /// There while any is.
+    event: Option<RawTracePointLinkId>,
+}
+
 /// A target whose waits are followed, or were.
 pub(super) struct Follow {
-    events: Option<ThreadEvents>,
+    /// Not during a pause.
+    is_followed: bool,
     /// The slot's counters when it began.
     before: WaitCounts,
     /// Waits that began before the last pause and went on then.
@@ -82,52 +91,51 @@ impl Capture {
     /// When it is no target, has ended, or the kernel refuses.
     pub fn follow_waits(&mut self, id: TargetId) -> Result<()> {
         let target = self.targets.get(&id).context("no such target")?;
-        let pid = target.process.pid;
         let slot = target.slot;
-        if self
-            .waits
-            .get(&id)
-            .is_some_and(|follow| follow.events.is_some())
-        {
+        let follow = self.waits.targets.get(&id);
+        if follow.is_some_and(|follow| follow.is_followed) {
             return Ok(());
         }
         let before = self.wait_counts(slot)?;
-        let events = ThreadEvents::attach(
-            &mut self.object,
-            "context_switch",
-            SoftwareEvent::ContextSwitches,
-            1,
-            pid,
-        )?;
+        // SAFETY: the map's own types.
+        unsafe { bpf::update(self.object.map("WAITERS")?, &id, &slot) }
+            .context("cannot ask for the waits of a process")?;
+        if self.waits.event.is_none() {
+            let event = self
+                .object
+                .attach_to_event("context_switch", "sched_switch")?;
+            self.waits.event = Some(event);
+        }
         let epoch = self.epoch(id);
-        if let Some(follow) = self.waits.get_mut(&id) {
+        if let Some(follow) = self.waits.targets.get_mut(&id) {
             follow.look_back(id, epoch);
         }
-        let follow = self.waits.entry(id).or_insert_with(|| Follow {
-            events: None,
+        let follow = self.waits.targets.entry(id).or_insert_with(|| Follow {
+            is_followed: true,
             before,
             kept: Vec::new(),
-            // Now that events are on, no wait begins unseen.
-            earlier: earlier_waits::find(pid, epoch),
+            // No wait begins unseen any more.
+            earlier: earlier_waits::find(id, epoch),
             looked: false,
             since: Instant::now(),
             followed: Duration::ZERO,
         });
         follow.since = Instant::now();
-        follow.events = Some(events);
+        follow.is_followed = true;
         Ok(())
     }
 
     /// Ends it for now. Waits that go on then are known as long as they last.
     pub fn pause_waits(&mut self, id: TargetId) {
-        let Some(follow) = self.waits.get_mut(&id) else {
+        let follow = self.waits.targets.get_mut(&id);
+        let Some(follow) = follow.filter(|follow| follow.is_followed) else {
             return;
         };
-        let Some(events) = follow.events.take() else {
-            return;
-        };
+        follow.is_followed = false;
         follow.followed += follow.since.elapsed();
-        events.detach(&mut self.object);
+        if let Err(error) = self.follow_no_more(id) {
+            tracing::debug!(pid = id, error = %format_args!("{error:#}"), "the kernel goes on to follow its waits");
+        }
         let open = self.open_waits().unwrap_or_default().remove(&id);
         // SAFETY: the map's own types.
         let cleared = self.object.map("WAITS").and_then(|map| unsafe {
@@ -138,7 +146,7 @@ impl Capture {
         if let Err(error) = cleared {
             tracing::debug!(pid = id, error = %format_args!("{error:#}"), "waits stay in the table");
         }
-        if let Some(follow) = self.waits.get_mut(&id) {
+        if let Some(follow) = self.waits.targets.get_mut(&id) {
             follow
                 .kept
                 .retain(|(thread, wait)| goes_on(id, *thread, wait));
@@ -147,18 +155,49 @@ impl Capture {
         }
     }
 
+    /// Has the kernel look at a process's switches no more, and at nobody's when
+    /// it was the last.
+    fn follow_no_more(&mut self, id: TargetId) -> Result<()> {
+        // SAFETY: the map's own types.
+        unsafe { bpf::delete(self.object.map("WAITERS")?, &id) }?;
+        let mut others = self.waits.targets.values();
+        if !others.any(|follow| follow.is_followed)
+            && let Some(event) = self.waits.event.take()
+        {
+            self.object
+                .raw_tracepoint("context_switch")?
+                .detach(event)?;
+        }
+        Ok(())
+    }
+
+    /// Switches of all threads of the host while any waits were followed: each
+    /// took a little longer.
+    ///
+    /// # Errors
+    /// When the kernel's counter cannot be read.
+    pub fn switches(&self) -> Result<u64> {
+        let map: PerCpuArray<_, u64> = array_of_counts(self.object.aya_map("SWITCHES")?)?;
+        Ok(map.get(&0, 0)?.iter().sum())
+    }
+
     /// Looks at the stacks of threads that have been waiting since before their
     /// target's waits were followed, once it is clear that they do so for long.
     pub(super) fn look_at_earlier_waits(&mut self) {
         let due = |follow: &Follow| !follow.looked && follow.since.elapsed() >= LONG;
-        if !self.waits.values().any(due) {
+        if !self.waits.targets.values().any(due) {
             return;
         }
         let registers = self.object.thread_registers().unwrap_or_else(|error| {
             tracing::debug!(error = %format_args!("{error:#}"), "some stacks of waiting threads will be cut");
             Vec::new()
         });
-        for (id, follow) in self.waits.iter_mut().filter(|(_, follow)| due(follow)) {
+        for (id, follow) in self
+            .waits
+            .targets
+            .iter_mut()
+            .filter(|(_, follow)| due(follow))
+        {
             let Some(target) = self.targets.get(id) else {
                 continue;
             };
@@ -178,12 +217,12 @@ impl Capture {
     /// # Errors
     /// When the kernel's tables cannot be read.
     pub fn waits(&self) -> Result<HashMap<TargetId, Waits>> {
-        if self.waits.is_empty() {
+        if self.waits.targets.is_empty() {
             return Ok(HashMap::new());
         }
         let mut open = self.open_waits()?;
         let mut all: HashMap<TargetId, Waits> = HashMap::new();
-        for (id, follow) in &self.waits {
+        for (id, follow) in &self.waits.targets {
             let Some(target) = self.targets.get(id) else {
                 continue;
             };
@@ -203,9 +242,10 @@ impl Capture {
                     && goes_on(*id, earlier.thread, &earlier.wait)
             });
             let earlier = earlier.map(|earlier| (earlier.thread, earlier.wait));
-            let running = match follow.events {
-                Some(_) => follow.since.elapsed(),
-                None => Duration::ZERO,
+            let running = if follow.is_followed {
+                follow.since.elapsed()
+            } else {
+                Duration::ZERO
             };
             let waits = Waits {
                 totals: Vec::new(),
@@ -213,7 +253,7 @@ impl Capture {
                 earlier: earlier.collect(),
                 counts: less(&self.wait_counts(target.slot)?, &follow.before),
                 followed: follow.followed + running,
-                is_followed: follow.events.is_some(),
+                is_followed: follow.is_followed,
             };
             all.insert(*id, waits);
         }

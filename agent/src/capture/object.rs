@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::{Map, MapData, PerCpuArray, PerCpuValues},
-    programs::{Iter, PerfEvent, RawTracePoint, UProbe},
+    programs::{Iter, PerfEvent, RawTracePoint, UProbe, raw_trace_point::RawTracePointLinkId},
 };
 
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -81,14 +81,7 @@ impl Object {
         };
         object.seed_sampler()?;
         for name in ["process_fork", "process_exec", "process_exit"] {
-            let event = format!("sched_{name}");
-            let program: &mut RawTracePoint = object.program(name)?.try_into()?;
-            program
-                .load()
-                .with_context(|| format!("the kernel refuses program {name}"))?;
-            program
-                .attach(&event)
-                .with_context(|| format!("cannot attach to the kernel's event {event}"))?;
+            object.attach_to_event(name, &format!("sched_{name}"))?;
         }
         Ok(object)
     }
@@ -160,6 +153,28 @@ impl Object {
                 .with_context(|| format!("the kernel refuses program {name}"))?;
         }
         Ok(program)
+    }
+
+    /// Has a program called at every event of a kind, loaded when it is first
+    /// asked for.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn attach_to_event(&mut self, name: &str, event: &str) -> Result<RawTracePointLinkId> {
+        let program = self.raw_tracepoint(name)?;
+        if program.fd().is_err() {
+            program
+                .load()
+                .with_context(|| format!("the kernel refuses program {name}"))?;
+        }
+        program
+            .attach(event)
+            .with_context(|| format!("cannot attach to the kernel's event {event}"))
+    }
+
+    /// A program for the kernel's events.
+    pub fn raw_tracepoint(&mut self, name: &str) -> Result<&mut RawTracePoint> {
+        Ok(self.program(name)?.try_into()?)
     }
 
     /// The registers of every thread of the targets; a thread that runs has
@@ -275,9 +290,10 @@ mod tests {
         }
         let mut object = Object::load(Sizes { live_blocks: 1024 }).unwrap();
         object.thread_registers().unwrap();
-        for name in ["page_fault", "context_switch"] {
-            object.perf_event(name).unwrap();
-        }
+        object.perf_event("page_fault").unwrap();
+        object
+            .attach_to_event("context_switch", "sched_switch")
+            .unwrap();
         object.uprobe("heap_session", AttachType::Session).unwrap();
         for name in ["heap_enter", "heap_leave", "heap_free"] {
             object.uprobe(name, AttachType::Multi).unwrap();

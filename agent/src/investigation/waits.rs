@@ -5,7 +5,11 @@
 //! breakpoint is needed and a wait that began before a window could not be
 //! seen in it.
 
-use std::time::{Duration, Instant};
+use std::{
+    num::NonZero,
+    thread,
+    time::{Duration, Instant},
+};
 
 use agent_ebpf::abi::futex::{Place, Wait, WaitCounts};
 
@@ -16,11 +20,15 @@ use crate::{
     ledger::StackId,
 };
 
-/// What a thread's switch takes longer, nanoseconds (`cargo xtask bench`).
-const SWITCH_NS: f64 = 600.0;
+/// What the switch of a followed thread takes longer, nanoseconds (`cargo
+/// xtask bench`: 315, and 440 when it waits for a futex).
+const SWITCH_NS: u64 = 450;
 /// What a stack takes in addition.
-const STACK_NS: f64 = 2500.0;
-/// Share of one processor that may go into it.
+const STACK_NS: u64 = 2500;
+/// What the switch of any other thread takes longer meanwhile (130 there).
+const STRANGERS_SWITCH_NS: u64 = 150;
+/// Share of one processor that may go into following a process, and of every
+/// processor that may go into the switches of all others.
 const SHARE: f64 = 0.002;
 /// What was paid too much is waited for, so long at most.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
@@ -41,30 +49,49 @@ pub(super) struct Following {
 
 /// What following has cost beyond what it may.
 #[derive(Debug, Default)]
-struct Debt {
-    last: Option<(Instant, WaitCounts)>,
+pub(super) struct Debt {
+    last: Option<(Instant, Spent)>,
     until: Option<Instant>,
 }
 
+/// Totals, of one process or of the host.
+#[derive(Clone, Copy, Debug)]
+struct Spent {
+    switches: u64,
+    ns: u64,
+}
+
+impl Spent {
+    fn of(counts: WaitCounts) -> Self {
+        Self {
+            switches: counts.switches,
+            ns: counts.switches * SWITCH_NS + counts.unwound * STACK_NS,
+        }
+    }
+
+    fn of_the_host(switches: u64) -> Self {
+        Self {
+            switches,
+            ns: switches * STRANGERS_SWITCH_NS,
+        }
+    }
+}
+
 impl Debt {
-    /// Enters the counters as they stand; for how long to pause, and why.
-    fn enter(&mut self, now: Instant, counts: WaitCounts) -> Option<(Duration, String)> {
-        let (then, before) = self.last.replace((now, counts))?;
+    /// Enters the totals as they stand; `share` of a processor may go into it.
+    /// For how long to pause, and the switches a second that are the reason.
+    fn enter(&mut self, now: Instant, spent: Spent, share: f64) -> Option<(Duration, f64)> {
+        let (then, before) = self.last.replace((now, spent))?;
         let elapsed = now.duration_since(then).as_secs_f64();
-        let switches = counts.switches.saturating_sub(before.switches) as f64;
-        let stacks = counts.unwound.saturating_sub(before.unwound) as f64;
-        let cost = (switches * SWITCH_NS + stacks * STACK_NS) * 1e-9;
-        if elapsed <= 0.0 || cost <= elapsed * SHARE {
+        let cost = spent.ns.saturating_sub(before.ns) as f64 * 1e-9;
+        if elapsed <= 0.0 || cost <= elapsed * share {
             return None;
         }
-        let pause = Duration::from_secs_f64(cost / SHARE - elapsed).min(LONGEST_PAUSE);
+        let pause = Duration::from_secs_f64(cost / share - elapsed).min(LONGEST_PAUSE);
         self.until = Some(now + pause);
         self.last = None;
-        let why = format!(
-            "its threads switch {:.0} times a second, so waits are followed now and then only",
-            switches / elapsed
-        );
-        Some((pause, why))
+        let switches = spent.switches.saturating_sub(before.switches) as f64;
+        Some((pause, switches / elapsed))
     }
 
     fn is_paid(&self, now: Instant) -> bool {
@@ -132,6 +159,10 @@ impl Following {
     }
 }
 
+fn too_often(rate: f64) -> String {
+    format!("{rate:.0} times a second, so waits are followed now and then only")
+}
+
 fn stack(place: &Place) -> Option<StackId> {
     (place.stack != 0).then_some(StackId(place.stack))
 }
@@ -145,6 +176,9 @@ impl Investigation {
     /// first tick, as with page faults.
     pub(super) fn follow_waits(&mut self) {
         let now = Instant::now();
+        if !self.strangers.is_paid(now) {
+            return;
+        }
         let running = self.accounts.values().filter(|account| !account.ended);
         let ids: Vec<TargetId> = running
             .filter(|account| account.waits.debt.is_paid(now))
@@ -182,15 +216,30 @@ impl Investigation {
             if !is_followed {
                 continue;
             }
-            if let Some((pause, why)) = following.debt.enter(now, counts) {
-                tracing::debug!(
-                    pid = id,
-                    ?pause,
-                    why,
-                    "futex waits are followed later again"
-                );
-                following.why_not = Some(why);
+            if let Some((pause, rate)) = following.debt.enter(now, Spent::of(counts), SHARE) {
+                following.why_not = Some(format!("its threads switch {}", too_often(rate)));
+                tracing::debug!(pid = id, ?pause, rate, "its waits are followed later again");
                 self.capture.pause_waits(id);
+            }
+        }
+        self.spare_strangers(now)
+    }
+
+    /// Follows nobody's waits for a while when the host switches so often that
+    /// all others would pay too much.
+    fn spare_strangers(&mut self, now: Instant) -> anyhow::Result<()> {
+        let spent = Spent::of_the_host(self.capture.switches()?);
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let Some((pause, rate)) = self.strangers.enter(now, spent, SHARE * processors as f64)
+        else {
+            return Ok(());
+        };
+        tracing::debug!(?pause, rate, "waits are followed later again");
+        for (id, account) in &mut self.accounts {
+            if account.waits.known.is_followed {
+                account.waits.why_not =
+                    Some(format!("this host's threads switch {}", too_often(rate)));
+                self.capture.pause_waits(*id);
             }
         }
         Ok(())
@@ -201,12 +250,12 @@ impl Investigation {
 mod tests {
     use super::*;
 
-    fn counts(switches: u64, unwound: u64) -> WaitCounts {
-        WaitCounts {
+    fn spent(switches: u64, unwound: u64) -> Spent {
+        Spent::of(WaitCounts {
             switches,
             unwound,
             ..WaitCounts::default()
-        }
+        })
     }
 
     #[test]
@@ -214,15 +263,36 @@ mod tests {
         let start = Instant::now();
         let second = Duration::from_secs(1);
         let mut debt = Debt::default();
-        assert_eq!(debt.enter(start, counts(0, 0)), None);
-        // A thousand switches and fifty stacks in a second: 0.7 ms.
-        assert_eq!(debt.enter(start + second, counts(1000, 50)), None);
-        assert!(debt.is_paid(start + second));
-        // A hundred thousand: 60 ms, of 2 that are allowed.
-        let (pause, why) = debt.enter(start + second * 2, counts(101_000, 50)).unwrap();
-        assert!(pause > second * 25 && pause < second * 32, "{pause:?}");
-        assert!(why.contains("100000 times"), "{why}");
+        assert_eq!(debt.enter(start, spent(0, 0), SHARE), None);
+        // A thousand switches and fifty stacks in a second: 0.6 ms.
+        let now = start + second;
+        assert_eq!(debt.enter(now, spent(1000, 50), SHARE), None);
+        assert!(debt.is_paid(now));
+        // A hundred thousand: 45 ms, of 2 that are allowed.
+        let now = start + second * 2;
+        let (pause, rate) = debt.enter(now, spent(101_000, 50), SHARE).unwrap();
+        assert!(pause > second * 20 && pause < second * 23, "{pause:?}");
+        assert!((rate - 100_000.0).abs() < 1.0, "{rate}");
         assert!(!debt.is_paid(start + second * 3));
-        assert!(debt.is_paid(start + second * 40));
+        assert!(debt.is_paid(start + second * 30));
+        // A pause is not counted as time in which nothing was spent.
+        assert_eq!(
+            debt.enter(start + second * 30, spent(101_000, 50), SHARE),
+            None
+        );
+    }
+
+    #[test]
+    fn all_are_paused_when_the_host_pays_too_much() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut debt = Debt::default();
+        let share = SHARE * 2.0;
+        assert_eq!(debt.enter(start, Spent::of_the_host(0), share), None);
+        let calm = Spent::of_the_host(20_000);
+        assert_eq!(debt.enter(start + second, calm, share), None);
+        let busy = Spent::of_the_host(220_000);
+        let (pause, _) = debt.enter(start + second * 2, busy, share).unwrap();
+        assert!(pause > second * 6 && pause < second * 7, "{pause:?}");
     }
 }
