@@ -97,15 +97,15 @@ impl Capture {
             return Ok(());
         }
         let before = self.wait_counts(slot)?;
-        // SAFETY: the map's own types.
-        unsafe { bpf::update(self.object.map("WAITERS")?, &id, &slot) }
-            .context("cannot ask for the waits of a process")?;
         if self.waits.event.is_none() {
             let event = self
                 .object
                 .attach_to_event("context_switch", "sched_switch")?;
             self.waits.event = Some(event);
         }
+        // SAFETY: the map's own types.
+        unsafe { bpf::update(self.object.map("WAITERS")?, &id, &slot) }
+            .context("cannot ask for the waits of a process")?;
         let epoch = self.epoch(id);
         if let Some(follow) = self.waits.targets.get_mut(&id) {
             follow.look_back(id, epoch);
