@@ -46,18 +46,9 @@ trait Subject {
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let seconds = words.iter().find_map(|word| word.parse().ok());
-    let named = |mode: &&str| words.iter().any(|word| word == mode);
-    let modes: Vec<&str> = MODES.into_iter().filter(named).collect();
-    let modes = if modes.is_empty() { &MODES } else { &*modes };
-    let excludes = |name: &str| {
-        let named = words.iter().any(|word| word == name);
-        !named && words.iter().any(|word| PROGRAMS.contains(&word.as_str()))
-    };
-    match run(
-        Duration::from_secs(seconds.unwrap_or(TURN)),
-        modes,
-        excludes,
-    ) {
+    let turn = Duration::from_secs(seconds.unwrap_or(TURN));
+    let (modes, programs) = (chosen(&MODES, &words), chosen(&PROGRAMS, &words));
+    match run(turn, &modes, &programs) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("latency: {error:#}");
@@ -66,7 +57,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(turn: Duration, modes: &[&str], excludes: impl Fn(&str) -> bool) -> Result<()> {
+/// Those that are named, or all.
+fn chosen<'a>(all: &[&'a str], words: &[String]) -> Vec<&'a str> {
+    let named = |one: &&str| words.iter().any(|word| word == one);
+    let chosen: Vec<&str> = all.iter().copied().filter(named).collect();
+    if chosen.is_empty() {
+        all.to_vec()
+    } else {
+        chosen
+    }
+}
+
+fn run(turn: Duration, modes: &[&str], programs: &[&str]) -> Result<()> {
     if let Some(sentence) = privilege::missing() {
         anyhow::bail!(sentence);
     }
@@ -78,10 +80,10 @@ fn run(turn: Duration, modes: &[&str], excludes: impl Fn(&str) -> bool) -> Resul
         "| program | observed | answers/s | p50 µs | p99 µs | p99.9 µs | lingerscope, % of a core |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
-    if !excludes("service") {
+    if programs.contains(&"service") {
         compare(&mut Service::start(turn)?, turn, modes)?;
     }
-    if excludes("redis") {
+    if !programs.contains(&"redis") {
         return Ok(());
     }
     if let Some(mut redis) = Redis::start()? {

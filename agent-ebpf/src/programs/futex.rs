@@ -5,8 +5,8 @@
 //! and no system call of the host becomes slower, as all would with a
 //! tracepoint on system calls. A thread of another process pays for one look
 //! into a nearly empty table at each switch; a software event on the target's
-//! own threads would spare it that, but takes more than ten times as long from
-//! each switch of the target, whether it waits for a futex or not.
+//! own threads would spare it that, but makes each switch of the target four
+//! times as much longer, whether it waits for a futex or not.
 //!
 //! The end of a wait is told at the thread's next switch: of the time since
 //! its start, the thread has waited for what it was neither running nor ready.

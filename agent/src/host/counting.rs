@@ -47,7 +47,7 @@ impl Counting {
         Ok(match kernel::version(&kernel::release()) {
             Some(version) if version < (6, 2) => Self::PerThread,
             _ => Self::PerProcessor {
-                processors: processors.max(online()),
+                processors: processors.max(kernel::processors()),
             },
         })
     }
@@ -77,13 +77,6 @@ impl Counting {
 pub const fn batch(processors: u32) -> u64 {
     let batch = 2 * processors as u64;
     if batch < 32 { 32 } else { batch }
-}
-
-/// Processors of the host, which may be more than we may run on.
-fn online() -> u32 {
-    // SAFETY: takes no pointers.
-    let number = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-    u32::try_from(number).unwrap_or(1).max(1)
 }
 
 fn shows_single_pages() -> io::Result<bool> {

@@ -64,6 +64,13 @@ pub fn version(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
+/// Processors of the host, which may be more than we may run on.
+pub fn processors() -> u32 {
+    // SAFETY: takes no pointers.
+    let number = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    u32::try_from(number).unwrap_or(1).max(1)
+}
+
 /// CLOCK_MONOTONIC in nanoseconds, the clock of the kernel programs.
 pub fn monotonic_ns() -> u64 {
     let mut time = libc::timespec {

@@ -5,11 +5,7 @@
 //! breakpoint is needed and a wait that began before a window could not be
 //! seen in it.
 
-use std::{
-    num::NonZero,
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use agent_ebpf::abi::futex::{Place, Wait, WaitCounts};
 
@@ -17,6 +13,7 @@ use super::Investigation;
 use crate::{
     analysis::waits::{EndedWaits, OpenWait, Waits},
     capture::{TargetId, futex},
+    host::kernel,
     ledger::StackId,
 };
 
@@ -229,9 +226,8 @@ impl Investigation {
     /// all others would pay too much.
     fn spare_strangers(&mut self, now: Instant) -> anyhow::Result<()> {
         let spent = Spent::of_the_host(self.capture.switches()?);
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        let Some((pause, rate)) = self.strangers.enter(now, spent, SHARE * processors as f64)
-        else {
+        let share = SHARE * f64::from(kernel::processors());
+        let Some((pause, rate)) = self.strangers.enter(now, spent, share) else {
             return Ok(());
         };
         tracing::debug!(?pause, rate, "waits are followed later again");
