@@ -80,9 +80,11 @@ impl Budget {
         self.target_percent / 100.0 * 0.9
     }
 
-    /// [`Self::window_percent`] as a ratio.
+    /// What counts as above [`Self::window_percent`], as a ratio: a tenth is
+    /// kept back, since a few calls between two checks more or less make a
+    /// slowdown at the limit look like one below it.
     pub(super) fn hot(&self) -> f64 {
-        self.window_percent / 100.0
+        self.window_percent / 100.0 * 0.9
     }
 
     /// [`Self::noticed_percent`] as a ratio.

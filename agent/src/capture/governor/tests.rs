@@ -113,6 +113,29 @@ fn a_burst_in_mid_window_ends_it_in_time() {
 }
 
 #[test]
+fn a_burst_between_two_checks_counts_from_its_first_moment() {
+    let budget = Budget {
+        window_percent: 54.0,
+        window: Duration::from_millis(123),
+        ..Budget::default()
+    };
+    for offset in 0..60 {
+        let calm = 15.0 + f64::from(offset) * 0.011;
+        let law = Law {
+            lanes: 3.0,
+            busy: 0.9,
+            profile: Profile {
+                wish: Wish::Survey,
+                ..Profile::default()
+            },
+            ..Law::varying(move |t| if t % 20.0 < calm { 14e3 } else { 3.3e6 })
+        };
+        let world = World::new(budget, session(), vec![law]).run(400.0);
+        cost_1(&world.subjects[0], &budget).unwrap();
+    }
+}
+
+#[test]
 fn the_first_look_at_the_hottest_program_is_short() {
     let world = World::of(Law::steady(5e6)).run(1.0);
     let subject = &world.subjects[0];

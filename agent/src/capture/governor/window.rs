@@ -126,6 +126,9 @@ pub(super) struct Window {
     /// Time above the limit: in all, or the latest stretch of permanent
     /// tracing.
     hot: f64,
+    /// For how long, at most, the end of the last stretch may have been above
+    /// it when the stretch as a whole was not.
+    edge: f64,
     /// Slowdown between the last two readings.
     slowdown: f64,
     mean: u64,
@@ -173,6 +176,7 @@ impl Window {
             last: (now, nothing),
             slice: Slice::new(now, nothing),
             hot: 0.0,
+            edge: 0.0,
             slowdown: 0.0,
             mean: plan.mean,
         }
@@ -208,10 +212,12 @@ impl Window {
         if stretch.wall > 0.0 {
             self.slowdown = own / stretch.running;
             if self.slowdown > scene.budget.hot() {
-                self.hot += stretch.wall;
-            } else if self.plan.kind == Kind::Trace {
-                // Its end may have been hot, for so long at most.
-                self.hot = self.slowdown / scene.budget.hot() * stretch.wall;
+                self.hot += std::mem::take(&mut self.edge) + stretch.wall;
+            } else {
+                if self.plan.kind == Kind::Trace {
+                    self.hot = 0.0;
+                }
+                self.edge = self.slowdown / scene.budget.hot() * stretch.wall;
             }
             if self.slowdown > scene.budget.noticed() {
                 account.noticed -= stretch.wall;
@@ -269,7 +275,7 @@ impl Window {
                 .budget
                 .window
                 .saturating_sub(scene.costs.detach + CHECK);
-            return if self.hot > CHECK.as_secs_f64() / 2.0 {
+            return if self.hot + self.edge > CHECK.as_secs_f64() / 2.0 {
                 CHECK
             } else {
                 TRACE_CHECK.min(left / 2).max(CHECK)
