@@ -35,7 +35,7 @@ impl Default for Budget {
             window: Duration::from_millis(300),
             agent_percent: 2.0,
             noticed_percent: 5.0,
-            noticed_share_percent: 0.8,
+            noticed_share_percent: 0.5,
             pressure_percent: 10.0,
             suspects: 8,
         }
