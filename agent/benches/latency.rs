@@ -1,8 +1,8 @@
 //! What being observed does to a program's answers: throughput and
 //! percentiles of latency with lingerscope against without, by turns in one
 //! run. `cargo xtask bench`, or this program with
-//! `[SECONDS] [survey|trace] [service|redis]`: length of a turn, one mode and
-//! one program only.
+//! `[SECONDS] [survey|trace] [service|redis|anywhere]`: length of a turn, one
+//! mode and one program only.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -23,19 +23,26 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::Result;
 use lingerscope::host::privilege;
 
-use self::{answers::Answers, observer::Observer, redis::Redis, service::Service};
+use self::{
+    answers::Answers,
+    observer::Observer,
+    redis::{Place, Redis},
+    service::Service,
+};
 
 /// Length of a turn unless told otherwise: an inspection's, if nobody says how
-/// long. Windows come every 15 s or so, the first two of them on credit.
+/// long. Windows come every 30 s or so, the first two of them sooner, on credit.
 const TURN: u64 = 60;
 /// Turns without, and as many with.
-const TURNS: usize = 3;
+const TURNS: usize = 4;
+/// Student's 97.5 % quantile for a mean of as many differences.
+const STUDENT: f64 = 3.182;
 const MODES: [&str; 2] = ["survey", "trace"];
-const PROGRAMS: [&str; 2] = ["service", "redis"];
+const PROGRAMS: [&str; 3] = ["service", "redis", "anywhere"];
 
 /// A program that answers requests all the time.
 trait Subject {
-    const NAME: &'static str;
+    fn name(&self) -> &'static str;
 
     fn pid(&self) -> u32;
 
@@ -83,13 +90,18 @@ fn run(turn: Duration, modes: &[&str], programs: &[&str]) -> Result<()> {
     if programs.contains(&"service") {
         compare(&mut Service::start(turn)?, turn, modes)?;
     }
-    if !programs.contains(&"redis") {
-        return Ok(());
+    for (program, place) in [
+        ("redis", Place::OneProcessor),
+        ("anywhere", Place::Anywhere),
+    ] {
+        if !programs.contains(&program) {
+            continue;
+        }
+        match Redis::start(place)? {
+            Some(mut redis) => compare(&mut redis, turn, modes)?,
+            None => println!("redis-server and redis-benchmark are not installed: left out"),
+        }
     }
-    if let Some(mut redis) = Redis::start()? {
-        return compare(&mut redis, turn, modes);
-    }
-    println!("redis-server and redis-benchmark are not installed: left out");
     Ok(())
 }
 
@@ -97,31 +109,45 @@ fn compare<S: Subject>(subject: &mut S, turn: Duration, modes: &[&str]) -> Resul
     for mode in modes {
         let (mut without, mut with) = (Answers::default(), Answers::default());
         let mut share = 0.0;
-        // How far one turn is from the next tells what a difference is worth.
         let mut rates = Vec::new();
         for _ in 0..TURNS {
             let alone = subject.answers(turn)?;
             let observer = Observer::start(subject.pid(), mode, turn)?;
             let beside = subject.answers(turn)?;
             share += observer.end()? / TURNS as f64;
-            rates.push(format!("{:.0} and {:.0}", alone.rate(), beside.rate()));
+            rates.push((beside.rate() / alone.rate() - 1.0) * 100.0);
             without.join(alone);
             with.join(beside);
         }
-        row(S::NAME, "no", &without, "");
-        row(S::NAME, mode, &with, &format!("{share:.1}"));
+        row(subject.name(), "no", &without, "");
+        row(subject.name(), mode, &with, &format!("{share:.1}"));
         let change = |of: fn(&Answers) -> f64| (of(&with) / of(&without) - 1.0) * 100.0;
         println!(
-            "{} under {mode}: throughput {:+.2} % (turn by turn {}), p50 {:+.1} %, p99 {:+.1} %, p99.9 {:+.1} %",
-            S::NAME,
+            "{} under {mode}: throughput {:+.2} % ({}), p50 {:+.1} %, p99 {:+.1} %, p99.9 {:+.1} %",
+            subject.name(),
             change(Answers::rate),
-            rates.join(", "),
+            spread(&rates),
             change(|answers| answers.percentile(50.0)),
             change(|answers| answers.percentile(99.0)),
             change(|answers| answers.percentile(99.9)),
         );
     }
     Ok(())
+}
+
+/// Each turn's difference, and what their mean is worth.
+fn spread(differences: &[f64]) -> String {
+    let number = differences.len() as f64;
+    let mean = differences.iter().sum::<f64>() / number;
+    let squares: f64 = differences.iter().map(|one| (one - mean).powi(2)).sum();
+    let margin = STUDENT * (squares / (number - 1.0) / number).sqrt();
+    let turns: Vec<String> = differences.iter().map(|one| format!("{one:+.1}")).collect();
+    format!(
+        "turn by turn {}; 95 %: {:+.1} to {:+.1}",
+        turns.join(", "),
+        mean - margin,
+        mean + margin
+    )
 }
 
 fn row(name: &str, observed: &str, answers: &Answers, share: &str) {

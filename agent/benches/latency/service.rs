@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use lingerscope::host::kernel;
 
-use crate::{MODES, Subject, TURNS, answers::Answers};
+use crate::{
+    MODES, Subject, TURNS,
+    answers::{Answers, Bin},
+};
 
 pub(crate) struct Service {
     child: Child,
@@ -38,7 +41,9 @@ impl Service {
 }
 
 impl Subject for Service {
-    const NAME: &'static str = "200 000 allocations/s";
+    fn name(&self) -> &'static str {
+        "200 000 allocations/s"
+    }
 
     fn pid(&self) -> u32 {
         self.child.id()
@@ -56,7 +61,7 @@ impl Subject for Service {
             .chunks_exact(16)
             .map(|pair| (number(&pair[..8]), number(&pair[8..])))
             .filter(|(at, _)| (begin..end).contains(at))
-            .map(|(_, took)| (took as f64 / 1e3, 1))
+            .map(|(_, took)| Bin::single(took as f64 / 1e3))
             .collect();
         Ok(Answers::new(took, (end - begin) as f64 / 1e9))
     }
