@@ -69,8 +69,10 @@ pub(crate) struct Thread {
     pub owner: u64,
     /// Non-zero while an allocating function that must be seen to return runs.
     pub active: u64,
-    /// Stack pointer at its entry.
+    /// Stack pointer at its entry, where the return address is.
     pub sp: u64,
+    /// The return address.
+    pub caller: u64,
     /// CLOCK_MONOTONIC at its entry.
     pub entered_ns: u64,
     /// Requested bytes.

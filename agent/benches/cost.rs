@@ -78,23 +78,23 @@ fn run() -> Result<Table> {
     let processors = Processors::choose()?;
     let mut table = Table::new(&processors);
 
-    let mut session = Tracer::load(Method::Session)?;
+    let mut tracer = Tracer::load(Method::Multi)?;
     table.rss_loaded = processors::resident_bytes()?;
     let libraries = Library::none()?;
     {
         let probed = Subject::start(0, libraries.directory(), &processors)?;
-        session.attach(probed.pid(), 1)?;
-        libraries.copy(&session.library(probed.pid())?)?;
-        session.detach(probed.pid());
+        tracer.attach(probed.pid(), 1)?;
+        libraries.copy(&tracer.library(probed.pid())?)?;
+        tracer.detach(probed.pid());
     }
     // A stack grows by one and a half frames for each step of depth.
     let shortest = Subject::start(0, libraries.directory(), &processors)?;
-    session.attach(shortest.pid(), 1)?;
+    tracer.attach(shortest.pid(), 1)?;
     table.rss_target = processors::resident_bytes()?;
-    let base = session.frames(shortest.pid())?;
-    let floor = Floor::load(session.points(shortest.pid())?)?;
-    let library = session.library(shortest.pid())?;
-    session.detach(shortest.pid());
+    let base = tracer.frames(shortest.pid())?;
+    let floor = Floor::load(tracer.points(shortest.pid())?)?;
+    let library = tracer.library(shortest.pid())?;
+    tracer.detach(shortest.pid());
     shortest.pause()?;
 
     let deeper = |frames: usize| {
@@ -117,37 +117,27 @@ fn run() -> Result<Table> {
         .iter()
         .map(|frames| deeper(*frames))
         .collect::<Result<_>>()?;
-    let mut others = [Tracer::load(Method::Multi)?, Tracer::load(Method::Perf)?];
-    session.times.clear();
+    let mut perf = Tracer::load(Method::Perf)?;
+    tracer.times.clear();
 
     for _ in 0..PASSES {
         main.resume()?;
         table.untraced.lower(main.best()?);
         {
-            let _probes = floor.two_traps(main.pid())?;
-            table.two_traps.lower(main.best()?);
-        }
-        session.attach(main.pid(), MEAN)?;
-        table.sampled.lower(main.best()?);
-        session.set_mean(main.pid(), 1)?;
-        table.exact.lower(main.best()?);
-        table.frames = session.frames(main.pid())?;
-        session.read_task_ids(main.pid())?;
-        table.with_task_id.lower(main.best()?);
-        session.detach(main.pid());
-        {
             let _probes = floor.three_traps(main.pid())?;
             table.three_traps.lower(main.best()?);
         }
-        {
-            let _probes = floor.three_links(main.pid())?;
-            table.three_links.lower(main.best()?);
-        }
-        for (tracer, best) in others.iter_mut().zip(&mut table.other_exact) {
-            tracer.attach(main.pid(), 1)?;
-            best.lower(main.best()?);
-            tracer.detach(main.pid());
-        }
+        tracer.attach(main.pid(), MEAN)?;
+        table.sampled.lower(main.best()?);
+        tracer.set_mean(main.pid(), 1)?;
+        table.exact.lower(main.best()?);
+        table.frames = tracer.frames(main.pid())?;
+        tracer.read_task_ids(main.pid())?;
+        table.with_task_id.lower(main.best()?);
+        tracer.detach(main.pid());
+        perf.attach(main.pid(), 1)?;
+        table.perf_exact.lower(main.best()?);
+        perf.detach(main.pid());
         if let Some(program) = bpftrace::find() {
             let script = bpftrace::Script::start(&program, &library, &main)?;
             table.bpftrace.lower(main.best()?);
@@ -160,10 +150,10 @@ fn run() -> Result<Table> {
             let _probes = floor.three_traps(varied.pid())?;
             table.varied_floor.lower(varied.best()?);
         }
-        session.attach(varied.pid(), 1)?;
+        tracer.attach(varied.pid(), 1)?;
         table.varied.lower(varied.best()?);
-        (table.varied_stacks, table.varied_frames) = session.spread(varied.pid())?;
-        session.detach(varied.pid());
+        (table.varied_stacks, table.varied_frames) = tracer.spread(varied.pid())?;
+        tracer.detach(varied.pid());
         varied.pause()?;
 
         let rungs = table
@@ -172,15 +162,14 @@ fn run() -> Result<Table> {
             .zip([&shortest].into_iter().chain(&ladder));
         for (rung, subject) in rungs {
             subject.resume()?;
-            session.attach(subject.pid(), 1)?;
+            tracer.attach(subject.pid(), 1)?;
             rung.pair.lower(subject.best()?);
-            rung.frames = session.frames(subject.pid())?;
-            session.detach(subject.pid());
+            rung.frames = tracer.frames(subject.pid())?;
+            tracer.detach(subject.pid());
             subject.pause()?;
         }
     }
-    let [multi, perf] = others;
-    for tracer in [session, multi, perf] {
+    for tracer in [tracer, perf] {
         for (cause, events) in tracer.lost {
             *table.lost.entry(cause).or_default() += events;
         }

@@ -13,19 +13,63 @@ use crate::{
     trial,
 };
 
-/// Program and compiler.
-const HARMED: [(&str, &str); 6] = [
-    ("strict_seccomp.c", "cc"),
-    ("throwing_new.cc", "c++"),
-    ("longjmp.cc", "c++"),
-    ("fork_loop.c", "cc"),
-    ("userfaultfd.c", "cc"),
-    ("thread_storm.c", "cc"),
+/// A program that is easily harmed.
+struct Harmed {
+    name: &'static str,
+    source: &'static str,
+    compiler: &'static str,
+    /// Further arguments of the compiler.
+    linked: &'static [&'static str],
+}
+
+const fn c(name: &'static str, source: &'static str) -> Harmed {
+    Harmed {
+        name,
+        source,
+        compiler: "cc",
+        linked: &[],
+    }
+}
+
+const fn cxx(name: &'static str, source: &'static str, linked: &'static [&'static str]) -> Harmed {
+    Harmed {
+        name,
+        source,
+        compiler: "c++",
+        linked,
+    }
+}
+
+const HARMED: [Harmed; 11] = [
+    c("strict_seccomp", "strict_seccomp.c"),
+    cxx("throwing_new", "throwing_new.cc", &[]),
+    // Their operator new is no caller of malloc and throws itself.
+    cxx(
+        "throwing_new_jemalloc",
+        "throwing_new.cc",
+        &["-Wl,--no-as-needed", "-l:libjemalloc.so.2"],
+    ),
+    cxx(
+        "throwing_new_tcmalloc",
+        "throwing_new.cc",
+        &["-Wl,--no-as-needed", "-l:libtcmalloc_minimal.so.4"],
+    ),
+    cxx("longjmp", "longjmp.cc", &[]),
+    c("handler_stack", "handler_stack.c"),
+    c("switching_malloc", "switching_malloc.c"),
+    c("own_profiler", "own_profiler.c"),
+    c("fork_loop", "fork_loop.c"),
+    c("userfaultfd", "userfaultfd.c"),
+    c("thread_storm", "thread_storm.c"),
 ];
 
-/// Ways that are forced beside the one the program chooses, which is session
-/// links where the kernel has them.
-const MODES: [&str; 2] = ["multi", "perf"];
+/// Way of attaching and mode. Without a way it is the best that the kernel has;
+/// without a mode, windows or all the time as the budget allows.
+const WAYS: [(&str, &[&str]); 3] = [
+    ("auto", &[]),
+    ("trace", &["--mode", "trace"]),
+    ("perf", &["--mode", "trace", "--attach", "perf"]),
+];
 
 /// How long the programs run, and how long they are watched meanwhile: they
 /// live through attach, load, reading and detach.
@@ -33,17 +77,12 @@ const LIFE: u32 = 6;
 const WATCHED: u32 = 2;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let harmed = HARMED.into_iter().flat_map(|(source, compiler)| {
-        let name = source.split('.').next().unwrap_or(source);
-        let auto = trial(format!("hazards::{name}"), move || {
-            survives(source, compiler, &[])
-        });
-        let forced = MODES.into_iter().map(move |mode| {
-            trial(format!("hazards::{name}_{mode}"), move || {
-                survives(source, compiler, &["--attach", mode])
+    let harmed = HARMED.iter().flat_map(|program| {
+        WAYS.iter().map(move |(way, arguments)| {
+            trial(format!("hazards::{}_{way}", program.name), move || {
+                survives(program, arguments)
             })
-        });
-        std::iter::once(auto).chain(forced)
+        })
     });
     let measured = [
         trial("hazards::copy_on_write_heap_stays_shared", shared_heap),
@@ -56,8 +95,15 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// Inspects the program in the middle of its life; it must end well by itself.
-fn survives(source: &str, compiler: &str, arguments: &[&str]) -> Result<()> {
-    let path = lab::compile(compiler, source, &["-pthread"], &source.replace('.', "-"))?;
+fn survives(harmed: &Harmed, arguments: &[&str]) -> Result<()> {
+    let mut linked = vec!["-pthread"];
+    linked.extend(harmed.linked);
+    let path = lab::compile(
+        harmed.compiler,
+        harmed.source,
+        &linked,
+        &format!("harmed_{}", harmed.name),
+    )?;
     let mut program = Program::start(&path, &[&LIFE.to_string()])?;
     let pid = program.pid();
     let report = Inspection::of(pid, WATCHED)?.arguments(arguments).run()?;

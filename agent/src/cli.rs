@@ -172,9 +172,8 @@ pub enum ModeArg {
 /// Values of `--attach`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AttachBy {
-    /// Session links.
-    Session,
-    /// Multi-point links.
+    /// Multi-point links; `session` is what earlier versions had besides.
+    #[value(alias = "session")]
     Multi,
     /// Perf events.
     Perf,
@@ -183,7 +182,6 @@ pub enum AttachBy {
 impl From<AttachBy> for Method {
     fn from(by: AttachBy) -> Self {
         match by {
-            AttachBy::Session => Self::Session,
             AttachBy::Multi => Self::Multi,
             AttachBy::Perf => Self::Perf,
         }

@@ -61,21 +61,41 @@ impl FunctionKind {
 }
 
 /// The cookie of one probe: which target it belongs to and what the function
-/// does. Bits 0–7 [`FunctionKind`], bit 8 [`Cookie::MAY_NEST`], bits 16–31
-/// slot in the target table.
+/// does. Bits 0–7 [`FunctionKind`], bit 8 [`Cookie::MAY_NEST`], bit 9
+/// [`Cookie::STEPPED`], bits 16–31 slot in the target table, from bit 32 four
+/// bits each the registers of the first three arguments. A result point's is
+/// [`super::result::ResultCookie`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie(pub u64);
 
 impl Cookie {
     /// The function may call another probed function of its family, so that
-    /// its return must be seen even when it is not sampled. A function that
+    /// its end must be seen even when it is not sampled. A function that
     /// frees: a realloc of its family may call it.
     pub const MAY_NEST: u64 = 1 << 8;
+    /// The kernel single-steps the probed instruction, which costs more.
+    pub const STEPPED: u64 = 1 << 9;
 
-    /// Packs a cookie.
-    pub const fn new(slot: u32, kind: FunctionKind, may_nest: bool) -> Self {
+    /// Packs a cookie; `arguments` are the registers that hold the first three,
+    /// `rax` 0 to `r15` 15.
+    pub const fn new(
+        slot: u32,
+        kind: FunctionKind,
+        arguments: [u8; 3],
+        may_nest: bool,
+        stepped: bool,
+    ) -> Self {
         let nest = if may_nest { Self::MAY_NEST } else { 0 };
-        Self(kind as u64 | nest | ((slot as u64) << 16))
+        let stepped = if stepped { Self::STEPPED } else { 0 };
+        let [first, second, third] = arguments;
+        let registers =
+            (first & 0xf) as u64 | ((second & 0xf) as u64) << 4 | ((third & 0xf) as u64) << 8;
+        Self(kind as u64 | nest | stepped | ((slot as u64) << 16) | registers << 32)
+    }
+
+    /// The register of an argument, 0 to 2.
+    pub const fn argument(self, index: u32) -> u8 {
+        (self.0 >> (32 + 4 * index) & 0xf) as u8
     }
 
     /// Number of the function kind.
@@ -250,12 +270,17 @@ impl TargetCounts {
         }
     }
 
-    /// Samples that found no place in a table.
+    /// Samples that found no place in a table, or whose result is not known.
     pub fn unrecorded(&self) -> u64 {
         use super::loss::Loss;
-        [Loss::BlocksFull, Loss::SitesFull, Loss::ThreadsFull]
-            .iter()
-            .map(|cause| self.lost[*cause as usize])
-            .sum()
+        [
+            Loss::BlocksFull,
+            Loss::SitesFull,
+            Loss::ThreadsFull,
+            Loss::UnreadableResult,
+        ]
+        .iter()
+        .map(|cause| self.lost[*cause as usize])
+        .sum()
     }
 }

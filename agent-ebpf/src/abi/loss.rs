@@ -24,7 +24,7 @@ pub enum Loss {
     /// An allocating call never came back (exception, longjmp) or took too
     /// long; its record was dropped.
     CallAbandoned = 8,
-    /// The result of posix_memalign could not be read.
+    /// What a call returned could not be read.
     UnreadableResult = 9,
     /// Tokio's task id could not be read.
     UnreadableTaskId = 10,

@@ -1,15 +1,14 @@
-//! Probes of the malloc family.
-//!
-//! `heap_session` serves session links: entry and return in one program, where
-//! an entry that returns 1 spares the target the return trap. `heap_enter` and
-//! `heap_leave` are the same for kernels without sessions.
+//! Probes of the malloc family: where a function is entered, where its result
+//! can be read before it returns, and where a block is given back. No return
+//! address is touched (SAFE-1).
 
-use core::ffi::c_void;
+use core::{arch::asm, ffi::c_void};
 
 use agent_ebpf::{
     abi::{
         heap::{Block, BlockKey, Cookie, FunctionKind, Target, TargetCounts},
         loss::Loss,
+        result::ResultCookie,
         stack::StackEnd,
     },
     logic::sampling,
@@ -18,7 +17,7 @@ use aya_ebpf::{
     bindings::pt_regs,
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_probe_read_user,
-        generated::{bpf_get_attach_cookie, bpf_get_func_ip},
+        generated::bpf_get_attach_cookie,
     },
 };
 
@@ -33,35 +32,33 @@ use crate::{
 const ABANDONED_NS: u64 = 100_000_000;
 /// Added to a counter, takes one off.
 const LESS: u64 = u64::MAX;
-/// Value of an entry program that needs no return trap.
-const SKIP_RETURN: u32 = 1;
-/// Value of an entry program that wants to see the return.
-const SEE_RETURN: u32 = 0;
+
+/// Reads one field of the kernel's register set. The verifier takes only
+/// constant offsets, and the compiler would choose among pointers first.
+macro_rules! field {
+    ($context:expr, $name:ident) => {{
+        let value: u64;
+        asm!(
+            "{0} = *(u64 *)({1} + {2})",
+            out(reg) value,
+            in(reg) $context,
+            const core::mem::offset_of!(pt_regs, $name),
+            options(pure, readonly, nostack),
+        );
+        value
+    }};
+}
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
-extern "C" fn heap_session(ctx: *mut c_void) -> u32 {
-    let regs = ctx as *const pt_regs;
-    // SAFETY: the kernel passes its register set.
-    if unsafe { (*regs).rip == bpf_get_func_ip(ctx) } {
-        enter(ctx)
+extern "C" fn heap_call(ctx: *mut c_void) -> u32 {
+    // SAFETY: the kernel's own context.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx) };
+    if cookie & 0xff == ResultCookie::KIND {
+        answer(ctx, ResultCookie(cookie));
     } else {
-        leave(ctx);
-        0
+        enter(ctx);
     }
-}
-
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "uprobe")]
-extern "C" fn heap_enter(ctx: *mut c_void) -> u32 {
-    enter(ctx);
-    0
-}
-
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "uretprobe")]
-extern "C" fn heap_leave(ctx: *mut c_void) -> u32 {
-    leave(ctx);
     0
 }
 
@@ -148,34 +145,37 @@ fn is_sampled(size: u64, mean: u64, scale: u64) -> bool {
 }
 
 #[inline(always)]
-fn enter(ctx: *mut c_void) -> u32 {
+fn enter(ctx: *mut c_void) {
     let Some(scene) = scene(ctx, bpf_get_current_pid_tgid()) else {
-        return SKIP_RETURN;
+        return;
     };
     // SAFETY: the kernel's register set and map values.
     unsafe {
-        let regs = &*(ctx as *const pt_regs);
+        let sp = field!(ctx, rsp);
         let kind = scene.cookie.kind();
+        let first = register(ctx, scene.cookie.argument(0));
+        let second = || register(ctx, scene.cookie.argument(1));
+        let third = || register(ctx, scene.cookie.argument(2));
         let (size, old) = match FunctionKind::from_number(kind) {
             Some(FunctionKind::Calloc | FunctionKind::CallocAligned) => {
-                (regs.rdi.wrapping_mul(regs.rsi), 0)
+                (first.wrapping_mul(second()), 0)
             }
-            Some(FunctionKind::Realloc | FunctionKind::ReallocAligned) => (regs.rsi, regs.rdi),
-            Some(FunctionKind::Reallocarray) => (regs.rsi.wrapping_mul(regs.rdx), regs.rdi),
-            Some(FunctionKind::AlignedAlloc) => (regs.rsi, 0),
-            Some(FunctionKind::PosixMemalign) => (regs.rdx, 0),
-            _ => (regs.rdi, 0),
+            Some(FunctionKind::Realloc | FunctionKind::ReallocAligned) => (second(), first),
+            Some(FunctionKind::Reallocarray) => (second().wrapping_mul(third()), first),
+            Some(FunctionKind::AlignedAlloc) => (second(), 0),
+            Some(FunctionKind::PosixMemalign) => (third(), 0),
+            _ => (first, 0),
         };
 
         let Some(open) = open_calls(scene.thread_id) else {
-            return SKIP_RETURN;
+            return;
         };
         let known = open_thread(open, scene.thread_id);
         if let Some(thread) = known
             && (*thread).active != 0
         {
-            if is_inner(thread, regs.rsp) {
-                return SKIP_RETURN;
+            if is_inside(thread, sp) {
+                return;
             }
             // It never came back.
             (*thread).active = 0;
@@ -192,10 +192,10 @@ fn enter(ctx: *mut c_void) -> u32 {
         let mean = (*scene.target).mean;
         let sampled = is_sampled(size, mean, (*scene.target).scale);
         if !sampled && old == 0 && !scene.cookie.may_nest() {
-            return SKIP_RETURN;
+            return;
         }
         let Some(epoch) = scene.epoch() else {
-            return SKIP_RETURN;
+            return;
         };
         let old_key = BlockKey {
             tgid: scene.tgid,
@@ -207,7 +207,7 @@ fn enter(ctx: *mut c_void) -> u32 {
         let mut old_block = Block::NONE;
         let has_old = old != 0 && take_out(scene.cookie.slot(), &old_key, &mut old_block);
         if !sampled && !has_old && !scene.cookie.may_nest() {
-            return SKIP_RETURN;
+            return;
         }
         let Some(thread) = known.or_else(|| threads::find_or_add(scene.thread_id)) else {
             lose(scene.counts, Loss::ThreadsFull);
@@ -215,7 +215,7 @@ fn enter(ctx: *mut c_void) -> u32 {
             if has_old {
                 account_free(&old_block, scene.counts);
             }
-            return SKIP_RETURN;
+            return;
         };
         let thread = &mut *thread;
         thread.has_old = u64::from(has_old);
@@ -223,11 +223,12 @@ fn enter(ctx: *mut c_void) -> u32 {
         if has_old {
             thread.old = old_block;
         }
-        thread.sp = regs.rsp;
+        thread.sp = sp;
+        thread.caller = bpf_probe_read_user(sp as *const u64).unwrap_or(0);
         thread.entered_ns = now();
         thread.size = size;
         thread.kind = u64::from(kind);
-        thread.result = regs.rdi;
+        thread.result = first;
         thread.mean = mean;
         thread.sampled = u64::from(sampled);
         if sampled {
@@ -237,12 +238,11 @@ fn enter(ctx: *mut c_void) -> u32 {
             });
             let seed = (u64::from(scene.tgid) << 32) | u64::from(epoch);
             let of = unwind::Owner::new(scene.tgid, scene.cookie.slot());
-            unwind::unwind(thread, of, seed, regs.rip, regs.rsp, regs.rbp);
+            unwind::unwind(thread, of, seed, field!(ctx, rip), sp, field!(ctx, rbp));
             thread.stack = site(thread, &scene, epoch);
         }
         thread.active = 1;
         add(open, 1);
-        SEE_RETURN
     }
 }
 
@@ -257,14 +257,15 @@ unsafe fn open_thread(open: *mut u64, id: u64) -> Option<*mut Thread> {
 }
 
 /// Whether a call at this stack pointer was made by the open call of the
-/// thread: from a deeper stack, or by a jump, which leaves the open call's
-/// return address, taken over by the kernel, on top of the stack.
+/// thread: from a deeper stack on which the open call's return address still
+/// stands. Behind an exception, other frames lie there.
 #[inline(always)]
-unsafe fn is_inner(thread: *const Thread, sp: u64) -> bool {
-    // SAFETY: a map value.
+unsafe fn is_inside(thread: *const Thread, sp: u64) -> bool {
+    // SAFETY: a map value; the helper checks the address itself.
     unsafe {
-        (sp < (*thread).sp || (sp == (*thread).sp && is_trampoline(sp)))
+        sp < (*thread).sp
             && now().wrapping_sub((*thread).entered_ns) < ABANDONED_NS
+            && bpf_probe_read_user((*thread).sp as *const u64) == Ok((*thread).caller)
     }
 }
 
@@ -280,19 +281,9 @@ unsafe fn is_moving(id: u64, sp: u64) -> bool {
                 (*thread).active != 0
                     && FunctionKind::from_number((*thread).kind as u8)
                         .is_some_and(FunctionKind::moves)
-                    && is_inner(thread, sp)
+                    && is_inside(thread, sp)
             })
     }
-}
-
-/// Whether the word at an address is the return trampoline: the kernel maps
-/// its page as the last one below the end of user memory
-/// (`__create_xol_area` in kernel/events/uprobes.c).
-#[inline(always)]
-fn is_trampoline(address: u64) -> bool {
-    const PAGE: u64 = 0x7fff_ffff_e000;
-    // SAFETY: the helper checks the address itself.
-    unsafe { bpf_probe_read_user(address as *const u64) }.is_ok_and(|word| word & !0xfff == PAGE)
 }
 
 /// Makes the stack's site known; its hash, or 0 when it cannot be kept.
@@ -344,39 +335,123 @@ fn count_end(thread: *const Thread, counts: *mut TargetCounts) {
     );
 }
 
+/// A register of the target, by the number that x86-64 gives it.
 #[inline(always)]
-fn leave(ctx: *mut c_void) {
+fn register(context: *mut c_void, number: u8) -> u64 {
+    // SAFETY: aligned words of the register set that the kernel passes.
+    unsafe {
+        match number {
+            0 => field!(context, rax),
+            1 => field!(context, rcx),
+            2 => field!(context, rdx),
+            3 => field!(context, rbx),
+            4 => field!(context, rsp),
+            5 => field!(context, rbp),
+            6 => field!(context, rsi),
+            7 => field!(context, rdi),
+            8 => field!(context, r8),
+            9 => field!(context, r9),
+            10 => field!(context, r10),
+            11 => field!(context, r11),
+            12 => field!(context, r12),
+            13 => field!(context, r13),
+            14 => field!(context, r14),
+            _ => field!(context, r15),
+        }
+    }
+}
+
+/// At a result point: ends the open call of the thread, if it is this one.
+#[inline(always)]
+fn answer(ctx: *mut c_void, cookie: ResultCookie) {
     let thread_id = bpf_get_current_pid_tgid();
-    let Some(thread) = threads::find(thread_id) else {
+    let Some(open) = open_calls(thread_id) else {
         return;
     };
     // SAFETY: the kernel's register set and map values.
     unsafe {
+        let Some(thread) = open_thread(open, thread_id) else {
+            return;
+        };
         let thread = &mut *thread;
-        let regs = &*(ctx as *const pt_regs);
-        // The return of an inner call must not end the outer one.
-        if thread.active == 0 || regs.rsp != thread.sp + 8 {
+        let base = register(ctx, if cookie.from_rbp() { 5 } else { 4 });
+        // Other calls pass here too: inner ones, and those of other functions
+        // that share this code.
+        if thread.active == 0
+            || thread.sp != base.wrapping_add(cookie.distance())
+            || !cookie.holds(field!(ctx, eflags))
+        {
             return;
         }
         thread.active = 0;
-        if let Some(open) = open_calls(thread_id) {
-            add(open, LESS);
-        }
+        add(open, LESS);
         let Some(scene) = scene(ctx, thread_id) else {
             return;
         };
-        let address = if thread.kind == FunctionKind::PosixMemalign as u64 {
-            if regs.rax as u32 != 0 {
-                0
-            } else if let Ok(address) = bpf_probe_read_user(thread.result as *const u64) {
-                address
-            } else {
-                lose(scene.counts, Loss::UnreadableResult);
-                0
-            }
+        let kind = cookie.answer();
+        if kind == ResultCookie::HANDED_OVER {
+            hand_over(thread, &scene);
+            return;
+        }
+        let value = register(ctx, cookie.register()).wrapping_add(cookie.add());
+        let read = if kind == ResultCookie::UNKNOWN {
+            Err(0)
+        } else if kind == ResultCookie::NULL {
+            Ok(0)
+        } else if kind == ResultCookie::MEMORY {
+            bpf_probe_read_user(value as *const u64)
+        } else if thread.kind != FunctionKind::PosixMemalign as u64 {
+            Ok(value)
+        } else if value as u32 != 0 {
+            Ok(0)
         } else {
-            regs.rax
+            bpf_probe_read_user(thread.result as *const u64)
         };
+        let Ok(address) = read else {
+            lose(scene.counts, Loss::UnreadableResult);
+            return;
+        };
+        end(thread, &scene, address);
+    }
+}
+
+/// The call goes on as another function's, where it is counted anew.
+#[inline(always)]
+fn hand_over(thread: &mut Thread, scene: &Scene) {
+    // SAFETY: map values.
+    unsafe {
+        add(&raw mut (*scene.counts).allocations, LESS);
+        add(
+            &raw mut (*scene.counts).allocated_bytes,
+            thread.size.wrapping_neg(),
+        );
+        if thread.old_address != 0 {
+            add(&raw mut (*scene.counts).frees, LESS);
+        }
+    }
+    put_back(thread, scene);
+}
+
+/// The old block of a realloc that did not move it lives on, unless its address
+/// has a new owner by now.
+#[inline(always)]
+fn put_back(thread: &mut Thread, scene: &Scene) {
+    let Some(epoch) = scene.epoch().filter(|_| thread.has_old != 0) else {
+        return;
+    };
+    let key = BlockKey {
+        tgid: scene.tgid,
+        epoch,
+        address: thread.old_address,
+    };
+    let _ = put_in(scene.cookie.slot(), &key, &thread.old);
+}
+
+/// Enters what a call has returned into the tables.
+#[inline(always)]
+fn end(thread: &mut Thread, scene: &Scene, address: u64) {
+    // SAFETY: map values.
+    unsafe {
         let Some(epoch) = scene.epoch() else {
             return;
         };
@@ -386,14 +461,7 @@ fn leave(ctx: *mut c_void) {
         }
         if thread.has_old != 0 {
             if address == 0 && thread.size != 0 {
-                // The realloc failed, so the old block lives on, unless its
-                // address has a new owner by now.
-                let key = BlockKey {
-                    tgid: scene.tgid,
-                    epoch,
-                    address: thread.old_address,
-                };
-                let _ = put_in(scene.cookie.slot(), &key, &thread.old);
+                put_back(thread, scene);
             } else {
                 account_free(&thread.old, scene.counts);
             }
@@ -472,12 +540,11 @@ fn release(ctx: *mut c_void) {
     };
     // SAFETY: the kernel's register set and map values.
     unsafe {
-        let regs = &*(ctx as *const pt_regs);
-        let address = regs.rdi;
+        let address = register(ctx, scene.cookie.argument(0));
         if address == 0 {
             return;
         }
-        if !(scene.cookie.may_nest() && is_moving(scene.thread_id, regs.rsp)) {
+        if !(scene.cookie.may_nest() && is_moving(scene.thread_id, field!(ctx, rsp))) {
             add(&raw mut (*scene.counts).frees, 1);
         }
         if none_at(address) {

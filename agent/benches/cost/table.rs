@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use lingerscope::{capture::links::Method, host::kernel};
+use lingerscope::host::kernel;
 
 use crate::{PASSES, processors::Processors, tracer::Times};
 
-/// Sampled over two empty traps, at most.
+/// Sampled over three empty traps, at most.
 const SAMPLED_BAR: f64 = 1.1;
 /// Exact over three empty traps, at most.
 const EXACT_BAR: f64 = 1.6;
@@ -45,15 +45,13 @@ pub(crate) struct Table {
     processors: String,
     pub(crate) frames: usize,
     pub(crate) untraced: Least,
-    pub(crate) two_traps: Least,
     pub(crate) three_traps: Least,
-    pub(crate) three_links: Least,
     pub(crate) sampled: Least,
     pub(crate) exact: Least,
     /// The same with the current task's id.
     pub(crate) with_task_id: Least,
-    /// Multi, perf.
-    pub(crate) other_exact: [Least; 2],
+    /// The same as `exact` by perf events.
+    pub(crate) perf_exact: Least,
     pub(crate) bpftrace: Least,
     /// On the program with a call tree: its stacks, their mean frames, its
     /// floor of three traps, every allocation.
@@ -130,23 +128,14 @@ impl fmt::Display for Table {
             self.frames
         )?;
         cost(f, "untraced", self.untraced)?;
-        cost(f, "floor: two empty traps (malloc, free)", self.two_traps)?;
-        cost(f, "floor: three empty traps (+ return)", self.three_traps)?;
-        cost(f, "floor: three empty traps, multi links", self.three_links)?;
-        against(
+        cost(
             f,
-            "sampled at 512 KiB, session",
-            self.sampled,
-            self.two_traps,
-            SAMPLED_BAR,
-        )?;
-        against(
-            f,
-            "every allocation, session",
-            self.exact,
+            "floor: three empty traps (call, result, free)",
             self.three_traps,
-            EXACT_BAR,
         )?;
+        let floor = self.three_traps;
+        against(f, "sampled at 512 KiB", self.sampled, floor, SAMPLED_BAR)?;
+        against(f, "every allocation", self.exact, floor, EXACT_BAR)?;
         writeln!(
             f,
             "{:<44}{:>10.1}{:>10.3} × every allocation",
@@ -154,13 +143,13 @@ impl fmt::Display for Table {
             self.with_task_id.0,
             self.with_task_id.0 / self.exact.0
         )?;
-        for (method, exact) in [Method::Multi, Method::Perf]
-            .into_iter()
-            .zip(self.other_exact)
-        {
-            let name = format!("every allocation, {}", method.name());
-            against(f, &name, exact, self.three_links, EXACT_BAR)?;
-        }
+        against(
+            f,
+            "every allocation, perf",
+            self.perf_exact,
+            floor,
+            EXACT_BAR,
+        )?;
         if self.bpftrace.0.is_nan() {
             writeln!(
                 f,
@@ -185,7 +174,7 @@ impl fmt::Display for Table {
         cost(f, "floor: three empty traps", self.varied_floor)?;
         against(
             f,
-            "every allocation, session",
+            "every allocation",
             self.varied,
             self.varied_floor,
             EXACT_BAR,

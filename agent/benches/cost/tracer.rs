@@ -7,18 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::abi::{
-    heap::{FunctionKind, TaskIdRecipe},
-    loss::Loss,
-};
+use agent_ebpf::abi::{heap::TaskIdRecipe, loss::Loss};
 use anyhow::{Context as _, Result, ensure};
 use lingerscope::{
     capture::{
         Capture,
-        bpf::Point,
         links::{FilePoints, Method},
         object::Sizes,
-        probes::FunctionProbe,
+        target,
     },
     host::{process::Process, quarantine::Quarantine},
 };
@@ -147,21 +143,11 @@ impl Tracer {
 
     /// The probed instructions of a target, by file.
     pub(crate) fn points(&self, pid: u32) -> Result<Vec<(PathBuf, FilePoints)>> {
-        let files = self.probed(pid)?.into_iter().map(|(file, _, functions)| {
-            let mut points = FilePoints::default();
-            for function in functions {
-                let point = Point {
-                    offset: function.offset,
-                    cookie: 0,
-                };
-                match function.kind {
-                    FunctionKind::Free => points.freeing.push(point),
-                    _ => points.allocating.push(point),
-                }
-            }
-            (file, points)
-        });
-        Ok(files.collect())
+        let files = self.probed(pid)?;
+        Ok(files
+            .into_iter()
+            .map(|(file, _, points)| (file, points))
+            .collect())
     }
 
     /// The allocator's own file.
@@ -172,22 +158,16 @@ impl Tracer {
     }
 
     /// Files with probes: how we open them, how they are called, the probes.
-    fn probed(&self, pid: u32) -> Result<Vec<(PathBuf, PathBuf, Vec<FunctionProbe>)>> {
+    fn probed(&self, pid: u32) -> Result<Vec<(PathBuf, PathBuf, FilePoints)>> {
         let space = self.capture.address_space(pid).context("no such target")?;
         let mut seen = HashSet::new();
         let mut files = Vec::new();
         for code in &space.code {
             let Ok(file) = &code.file else { continue };
             let Some(module) = &file.module else { continue };
-            let families = file
-                .families
-                .iter()
-                .filter(|family| family.why_not.is_none());
-            let functions: Vec<FunctionProbe> = families
-                .flat_map(|family| family.functions.iter().cloned())
-                .collect();
-            if !functions.is_empty() && seen.insert(module.id) {
-                files.push((module.descriptor_path(), module.path.clone(), functions));
+            let points = target::points(file, 0);
+            if !points.calls.is_empty() && seen.insert(module.id) {
+                files.push((module.descriptor_path(), module.path.clone(), points));
             }
         }
         Ok(files)

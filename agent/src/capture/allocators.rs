@@ -9,6 +9,7 @@
 mod candidates;
 mod flow;
 mod names;
+mod results;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ use agent_ebpf::abi::heap::FunctionKind;
 use iced_x86::{Decoder, DecoderOptions};
 use object::read::ReadRef;
 
+pub use self::results::ResultPoint;
 use self::{
     candidates::{Candidate, Candidates, Signs, Uncovered},
     flow::{Ending, Flow, Role},
@@ -31,6 +33,8 @@ pub struct Family {
     pub kind: &'static str,
     /// To be probed, by address; empty when the family cannot be attached.
     pub functions: Vec<Function>,
+    /// Where their results can be read, by address.
+    pub results: Vec<ResultPoint>,
     /// Left out because they only hand over to another probed function.
     pub handed_over: Vec<String>,
     /// Functions that deal in blocks and cannot be followed.
@@ -160,7 +164,10 @@ pub fn discover<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Discovery {
             .push(uncovered);
     }
     Discovery {
-        families: families.into_values().map(Draft::judged).collect(),
+        families: families
+            .into_values()
+            .map(|draft| draft.judged(&flow))
+            .collect(),
         not_read,
     }
 }
@@ -221,6 +228,7 @@ impl Draft {
         let family = Family {
             kind,
             functions: Vec::new(),
+            results: Vec::new(),
             handed_over: Vec::new(),
             uncovered: Vec::new(),
             why_not: None,
@@ -266,7 +274,7 @@ impl Draft {
     }
 
     /// Decides whether the family is whole.
-    fn judged(mut self) -> Family {
+    fn judged<'data, R: ReadRef<'data>>(mut self, flow: &Flow<'_, 'data, R>) -> Family {
         let probed = |wanted: Role| {
             self.family
                 .functions
@@ -299,6 +307,12 @@ impl Draft {
             } else {
                 None
             };
+        if self.family.why_not.is_none() {
+            match results::points(flow, &self.family.functions) {
+                Ok(points) => self.family.results = points,
+                Err(error) => self.family.why_not = Some(error.to_string()),
+            }
+        }
         if self.family.why_not.is_some() {
             self.family.functions.clear();
         }

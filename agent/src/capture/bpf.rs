@@ -28,7 +28,6 @@ const MAP_LOOKUP_BATCH: u32 = 24;
 const LINK_CREATE: u32 = 28;
 const MAP_TYPE_ARRAY: u32 = 2;
 const PROG_TYPE_KPROBE: u32 = 2;
-const UPROBE_MULTI_RETURN: u32 = 1;
 
 /// How a program will be attached; the kernel wants to know at load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +35,6 @@ const UPROBE_MULTI_RETURN: u32 = 1;
 pub enum AttachType {
     /// `BPF_TRACE_UPROBE_MULTI`: many points, one link.
     Multi = 48,
-    /// `BPF_TRACE_UPROBE_SESSION`: entry and return in one program.
-    Session = 57,
 }
 
 /// `union bpf_attr` as words; the kernel takes a shorter one as zero-filled.
@@ -224,7 +221,6 @@ pub struct Point {
 pub fn link_uprobes(
     program: BorrowedFd<'_>,
     attach: AttachType,
-    at_return: bool,
     file: &Path,
     points: &[Point],
     pid: u32,
@@ -239,7 +235,6 @@ pub fn link_uprobes(
         .set_pointer(24, offsets.as_ptr())
         .set_pointer(40, cookies.as_ptr())
         .set(48, points.len() as u32)
-        .set(52, if at_return { UPROBE_MULTI_RETURN } else { 0 })
         .set(56, pid);
     // SAFETY: path, offsets and cookies outlive the call and are as long as
     // they say.

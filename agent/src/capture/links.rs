@@ -1,9 +1,11 @@
 //! Probes on one process, by the best means the kernel has.
 
-use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path};
+use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path, thread::JoinHandle};
 
 use anyhow::{Context as _, Result};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope};
+use aya::programs::uprobe::{
+    UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeLinkId, UProbeScope,
+};
 
 use super::{
     bpf::{self, AttachType, Point},
@@ -13,24 +15,21 @@ use super::{
 /// How probes are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// Session links (kernel 6.13): entry and return in one, and the entry can
-    /// spare the target the return trap.
-    Session,
     /// Multi-point links (kernel 6.6; with a filter by process that works,
     /// 6.10).
     Multi,
-    /// One perf event per point: works everywhere, and detaches slowly.
+    /// One perf event per point: works everywhere, and each takes a grace
+    /// period to detach.
     Perf,
 }
 
 impl Method {
     /// Best first.
-    pub const ALL: [Self; 3] = [Self::Session, Self::Multi, Self::Perf];
+    pub const ALL: [Self; 2] = [Self::Multi, Self::Perf];
 
     /// Name on the command line and in reports.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Session => "session",
             Self::Multi => "multi",
             Self::Perf => "perf",
         }
@@ -40,28 +39,42 @@ impl Method {
 /// Points of one file.
 #[derive(Clone, Debug, Default)]
 pub struct FilePoints {
-    /// Functions whose return must be seen.
-    pub allocating: Vec<Point>,
+    /// Where results can be read, and then where the functions are entered: in
+    /// this order, so that no call is seen whose end is not.
+    pub calls: Vec<Point>,
     /// Functions that take a block back.
-    pub freeing: Vec<Point>,
+    pub frees: Vec<Point>,
 }
 
 enum Link {
-    Bpf {
-        #[expect(dead_code, reason = "closing it detaches")]
-        link: OwnedFd,
-    },
+    Bpf(OwnedFd),
     Perf(&'static str, UProbeLinkId),
+}
+
+/// A link that is to be closed, which detaches it.
+#[expect(dead_code, reason = "closing it detaches")]
+enum Closing {
+    Bpf(OwnedFd),
+    Perf(UProbeLink),
+}
+
+/// Closes a link on a thread of its own, because the kernel waits for a grace
+/// period; without one it takes a little longer.
+fn close(link: Closing) -> Option<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name("detach".into())
+        .spawn(move || drop(link))
+        .ok()
 }
 
 /// Attached probes of one process.
 ///
-/// Frees are attached before allocations and detached after them, so that no
+/// Frees are attached before calls and detached after them, so that no
 /// recorded block can be freed unseen.
 #[derive(Default)]
 pub struct Links {
-    allocating: Vec<Link>,
-    freeing: Vec<Link>,
+    calls: Vec<Link>,
+    frees: Vec<Link>,
 }
 
 impl Links {
@@ -79,79 +92,76 @@ impl Links {
     ) -> Result<()> {
         for (file, points) in files {
             attach_one(
-                &mut self.freeing,
+                &mut self.frees,
                 object,
                 method,
                 Role::Free,
                 pid,
                 file,
-                &points.freeing,
+                &points.frees,
             )?;
         }
         for (file, points) in files {
             attach_one(
-                &mut self.allocating,
+                &mut self.calls,
                 object,
                 method,
-                Role::Allocate,
+                Role::Call,
                 pid,
                 file,
-                &points.allocating,
+                &points.calls,
             )?;
         }
         Ok(())
     }
 
-    /// Takes all probes off.
+    /// Takes all probes off, and waits until they are.
     pub fn detach(&mut self, object: &mut Object) {
-        // Entries before returns, allocations before frees: what is attached
-        // last goes first. Perf events go one by one, a grace period each, and
-        // an entry without its return would look like an abandoned call.
-        let links = self
-            .allocating
-            .drain(..)
-            .rev()
-            .chain(self.freeing.drain(..).rev());
-        for link in links {
-            if let Link::Perf(program, id) = link {
-                let detached = object
-                    .perf_uprobe(program)
-                    .and_then(|program| Ok(program.detach(id)?));
-                if let Err(error) = detached {
-                    tracing::warn!(error = %format_args!("{error:#}"), "cannot detach a probe; it ends with this program");
-                }
-            }
+        let waiting: Vec<_> = self.take(object).filter_map(close).collect();
+        for thread in waiting {
+            // It ends by closing a descriptor, whatever comes.
+            drop(thread.join());
         }
     }
 
     /// Takes all probes off. The kernel removes a link's breakpoints within a
     /// millisecond and then waits out a grace period of some 40 ms, which
-    /// costs the process nothing: a thread per link waits.
+    /// costs the process nothing.
     pub fn detach_behind(mut self, object: &mut Object) {
-        let links = self.allocating.iter().chain(&self.freeing);
-        if links.into_iter().any(|link| matches!(link, Link::Perf(..))) {
-            self.detach(object);
-            return;
+        for link in self.take(object) {
+            drop(close(link));
         }
-        for link in self.allocating.into_iter().chain(self.freeing) {
-            // Without a thread it takes a little longer.
-            drop(
-                std::thread::Builder::new()
-                    .name("detach".into())
-                    .spawn(move || drop(link)),
-            );
-        }
+    }
+
+    /// All links: entries before results and calls before frees, the other way
+    /// round than they were attached.
+    fn take<'a>(&'a mut self, object: &'a mut Object) -> impl Iterator<Item = Closing> + 'a {
+        let links = self.calls.drain(..).rev().chain(self.frees.drain(..).rev());
+        links.filter_map(|link| match link {
+            Link::Bpf(link) => Some(Closing::Bpf(link)),
+            Link::Perf(program, id) => {
+                let taken = object
+                    .perf_uprobe(program)
+                    .and_then(|program| Ok(program.take_link(id)?));
+                taken
+                    .inspect_err(|error| {
+                        tracing::warn!(error = %format_args!("{error:#}"), "cannot detach a probe; it ends with this program");
+                    })
+                    .ok()
+                    .map(Closing::Perf)
+            }
+        })
     }
 
     /// Whether anything is attached.
     pub fn is_attached(&self) -> bool {
-        !self.allocating.is_empty() || !self.freeing.is_empty()
+        !self.calls.is_empty() || !self.frees.is_empty()
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
-    Allocate,
+    Call,
     Free,
 }
 
@@ -167,34 +177,19 @@ fn attach_one(
     if points.is_empty() {
         return Ok(());
     }
-    let mut multi = |program: &'static str, attach: AttachType, at_return: bool| -> Result<()> {
-        let program = object.uprobe(program, attach)?;
-        let link = bpf::link_uprobes(program, attach, at_return, file, points, pid).with_context(
-            || {
-                format!(
-                    "the kernel refuses {} probes by {}",
-                    points.len(),
-                    method.name()
-                )
-            },
-        )?;
-        links.push(Link::Bpf { link });
-        Ok(())
+    let name = match role {
+        Role::Call => "heap_call",
+        Role::Free => "heap_free",
     };
-    match (method, role) {
-        (Method::Session, Role::Allocate) => multi("heap_session", AttachType::Session, false),
-        (Method::Session | Method::Multi, Role::Free) => {
-            multi("heap_free", AttachType::Multi, false)
+    match method {
+        Method::Multi => {
+            let program = object.uprobe(name, AttachType::Multi)?;
+            let link = bpf::link_uprobes(program, AttachType::Multi, file, points, pid)
+                .with_context(|| format!("the kernel refuses {} probes", points.len()))?;
+            links.push(Link::Bpf(link));
+            Ok(())
         }
-        (Method::Multi, Role::Allocate) => {
-            multi("heap_leave", AttachType::Multi, true)?;
-            multi("heap_enter", AttachType::Multi, false)
-        }
-        (Method::Perf, Role::Free) => attach_perf(links, object, "heap_free", pid, file, points),
-        (Method::Perf, Role::Allocate) => {
-            attach_perf(links, object, "heap_leave", pid, file, points)?;
-            attach_perf(links, object, "heap_enter", pid, file, points)
-        }
+        Method::Perf => attach_perf(links, object, name, pid, file, points),
     }
 }
 

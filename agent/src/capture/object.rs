@@ -294,8 +294,7 @@ mod tests {
         object
             .attach_to_event("context_switch", "sched_switch")
             .unwrap();
-        object.uprobe("heap_session", AttachType::Session).unwrap();
-        for name in ["heap_enter", "heap_leave", "heap_free"] {
+        for name in ["heap_call", "heap_free"] {
             object.uprobe(name, AttachType::Multi).unwrap();
             object.perf_uprobe(name).unwrap();
         }

@@ -5,10 +5,9 @@
 //! instruction near the entry that can be emulated is taken, as long as the
 //! arguments are still where the caller left them.
 //!
-//! A probe that also sees the return is dangerous anywhere but at a place
-//! where the stack pointer points at the return address: the kernel replaces
-//! the word it points at, and the target dies if that is another one (SAFE-1).
-//! [`return_probe_allowed`] is the guard.
+//! Where a call begins, its stack is unwound and its return address
+//! remembered, so there the stack pointer must still point at the return
+//! address.
 
 mod walk;
 
@@ -17,11 +16,9 @@ use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind,
     Register,
 };
-use object::read::ReadRef;
 
 use self::walk::Walk;
 pub use crate::elf::frames::{Cfa, CfaRow};
-use crate::elf::{Elf, frames::CallFrames};
 
 /// Where to put a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,25 +29,14 @@ pub struct ProbePoint {
     /// emulates it.
     pub stepped_because: Option<&'static str>,
     /// Which registers hold the first three arguments there, by the numbers
-    /// that x86-64 gives them (`rax` 0 to `r15` 15). Always [`IN_PLACE`] unless
-    /// [`Arguments::Followed`] was asked for.
+    /// that x86-64 gives them (`rax` 0 to `r15` 15). Some functions, mimalloc's
+    /// above all, move them before the first instruction that can be emulated.
     pub arguments: [u8; 3],
 }
 
 /// `rdi`, `rsi`, `rdx`: where the System V ABI passes the first three
 /// arguments.
 pub const IN_PLACE: [u8; 3] = [7, 6, 2];
-
-/// Where a kernel program can look for the arguments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arguments {
-    /// Only where the caller put them.
-    InPlace,
-    /// In whichever register [`ProbePoint::arguments`] says. Some functions,
-    /// mimalloc's above all, move them before the first instruction that can
-    /// be emulated.
-    Followed,
-}
 
 impl ProbePoint {
     /// Whether the kernel emulates the probed instruction.
@@ -67,7 +53,7 @@ pub enum Refusal {
     NoCode,
     /// Not entered by a call, or described wrongly.
     #[error(
-        "its call frame information says that it is not entered like a function, so that its return cannot be probed safely"
+        "its call frame information says that it is not entered like a function, so that its callers cannot be told"
     )]
     StrangeEntry,
 }
@@ -75,55 +61,33 @@ pub enum Refusal {
 /// How far from the entry a place is looked for.
 const MAX_INSTRUCTIONS: usize = 24;
 
-/// The call frame rows of a function, for [`choose`]. Empty where the file
-/// says nothing about it.
-pub fn cfa_rows<'data, R: ReadRef<'data>>(
-    elf: &Elf<'data, R>,
-    address: u64,
-    size: u64,
-) -> Vec<CfaRow> {
-    CallFrames::of(elf).rows(address, size)
-}
-
 /// Chooses the place in the function whose bytes are `code`, linked at
-/// `address`, with the arguments where the caller put them. `rows` are its call
-/// frame rows; without any, only the entry is ever chosen. `wants_return` is
-/// for probes that also see the return.
+/// `address`. `rows` are its call frame rows; without any, only the entry is
+/// ever chosen. `taken` are addresses that have a probe of another kind.
 pub fn choose(
     code: &[u8],
     address: u64,
     rows: &[CfaRow],
-    wants_return: bool,
     kind: FunctionKind,
-) -> Result<ProbePoint, Refusal> {
-    choose_with(code, address, rows, wants_return, kind, Arguments::InPlace)
-}
-
-/// Like [`choose`], for kernel programs that can be told where the arguments
-/// are.
-pub fn choose_with(
-    code: &[u8],
-    address: u64,
-    rows: &[CfaRow],
-    wants_return: bool,
-    kind: FunctionKind,
-    arguments: Arguments,
+    taken: &[u64],
 ) -> Result<ProbePoint, Refusal> {
     let body = Body::of(code, address).ok_or(Refusal::NoCode)?;
-    if wants_return && !body.entry_is_a_call(rows) {
+    let needs_caller = kind != FunctionKind::Free;
+    if needs_caller && !body.entry_is_a_call(rows) {
         return Err(Refusal::StrangeEntry);
     }
-    let mut walk = Walk::new(kind, wants_return, arguments);
+    let mut walk = Walk::new(kind);
     let mut fallback = None;
     for instruction in body.instructions().take(MAX_INSTRUCTIONS) {
         let offset = instruction.ip().wrapping_sub(address);
         let allowed = offset == 0
-            || if wants_return {
-                body.return_allowed(rows, offset)
+            || if needs_caller {
+                body.caller_on_top(rows, offset)
             } else {
                 body.entry_allowed(rows, offset)
             };
-        if allowed && emulated(body.bytes(&instruction)) {
+        let free = !taken.contains(&instruction.ip());
+        if allowed && free && is_emulated(body.bytes(&instruction)) {
             let point = ProbePoint {
                 offset,
                 stepped_because: None,
@@ -145,14 +109,6 @@ pub fn choose_with(
         arguments: IN_PLACE,
     };
     Ok(fallback.unwrap_or(entry))
-}
-
-/// Whether a probe that sees the return may be put `offset` bytes into the
-/// function: at its entry, or at an instruction that every call passes exactly
-/// once with the stack pointer still at the return address.
-pub fn return_probe_allowed(code: &[u8], address: u64, rows: &[CfaRow], offset: u64) -> bool {
-    Body::of(code, address)
-        .is_some_and(|body| body.entry_is_a_call(rows) && body.return_allowed(rows, offset))
 }
 
 /// A function's code.
@@ -221,7 +177,9 @@ impl<'code> Body<'code> {
         self.no_branch_to(offset) && matches!(self.cfa(rows, offset), Some(Cfa::RspPlus(_)))
     }
 
-    fn return_allowed(&self, rows: &[CfaRow], offset: u64) -> bool {
+    /// Whether every call passes the place exactly once, with the stack pointer
+    /// still at the return address.
+    fn caller_on_top(&self, rows: &[CfaRow], offset: u64) -> bool {
         if offset == 0 {
             return true;
         }
@@ -269,16 +227,28 @@ const fn is_write(access: OpAccess) -> bool {
     )
 }
 
+/// Whether the kernel takes a probe on an instruction that it does not emulate:
+/// not with a lock, nor with a segment other than `fs` and `gs`
+/// (`uprobe_init_insn` and `is_prefix_bad` in `arch/x86/kernel/uprobes.c`).
+pub(super) fn can_be_stepped(instruction: &Instruction) -> bool {
+    let segment = instruction.segment_prefix();
+    !instruction.has_lock_prefix()
+        && matches!(segment, Register::None | Register::FS | Register::GS)
+        && !matches!(
+            instruction.flow_control(),
+            FlowControl::Interrupt | FlowControl::Exception
+        )
+}
+
 /// Whether the kernel emulates the instruction instead of single-stepping a
 /// copy: `push` of a register, `nop`, relative `jmp`, `call` and conditional
 /// jumps without an operand size prefix (`arch/x86/kernel/uprobes.c`,
 /// `push_setup_xol_ops` and `branch_setup_xol_ops`). `endbr64` is none of them.
-fn emulated(instruction: &[u8]) -> bool {
+/// Nor is a `nop` of five bytes taken for one: from 6.18 on the kernel replaces
+/// it by a call into a page of its own.
+pub(super) fn is_emulated(instruction: &[u8]) -> bool {
     let push = matches!(instruction, [0x50..=0x57] | [0x41, 0x50..=0x57]);
-    let nop = matches!(
-        instruction,
-        [0x90] | [0x66, 0x90] | [0x0f, 0x1f, ..] | [0x66, 0x0f, 0x1f, ..]
-    );
+    let nop = matches!(instruction, [0x90] | [0x66, 0x90]);
     let branch = matches!(
         instruction,
         [0xeb | 0x70..=0x7f, _] | [0xe8 | 0xe9, _, _, _, _] | [0x0f, 0x80..=0x8f, _, _, _, _]

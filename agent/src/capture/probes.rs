@@ -4,7 +4,7 @@
 use agent_ebpf::abi::heap::FunctionKind;
 
 use super::{
-    allocators::{self, Discovery, Family},
+    allocators::{self, Discovery, Family, ResultPoint},
     probe_point,
 };
 use crate::{elf::frames::CallFrames, host::module::Elf};
@@ -16,8 +16,12 @@ pub struct FunctionProbe {
     pub kind: FunctionKind,
     /// It may call another probed function.
     pub may_nest: bool,
+    /// Registers of its first three arguments there, `rax` 0 to `r15` 15.
+    pub arguments: [u8; 3],
     /// The probed instruction, as an offset in the file.
     pub offset: u64,
+    /// The kernel must single-step it.
+    pub stepped: bool,
 }
 
 /// An allocator family, ready to be probed as a whole.
@@ -27,6 +31,8 @@ pub struct FamilyProbes {
     pub kind: &'static str,
     /// Its functions.
     pub functions: Vec<FunctionProbe>,
+    /// Where their results can be read.
+    pub results: Vec<ResultPoint>,
     /// Functions that deal in blocks and cannot be followed.
     pub uncovered: Vec<String>,
     /// Why it cannot be probed.
@@ -54,11 +60,11 @@ pub(super) fn families(elf: &Elf<'_>, mut discovery: Discovery) -> Vec<FamilyPro
 fn probes(elf: &Elf<'_>, call_frames: &CallFrames<'_>, family: Family) -> FamilyProbes {
     let mut why_not = family.why_not;
     let mut functions = Vec::new();
+    let results: Vec<u64> = family.results.iter().map(|point| point.address).collect();
     for function in &family.functions {
         let code = allocators::body(elf, function);
         let rows = call_frames.rows(function.address, function.size);
-        let wants_return = function.kind != FunctionKind::Free;
-        match probe_point::choose(code, function.address, &rows, wants_return, function.kind) {
+        match probe_point::choose(code, function.address, &rows, function.kind, &results) {
             Ok(point) => {
                 if let Some(reason) = point.stepped_because {
                     tracing::debug!(
@@ -70,22 +76,10 @@ fn probes(elf: &Elf<'_>, call_frames: &CallFrames<'_>, family: Family) -> Family
                 functions.push(FunctionProbe {
                     kind: function.kind,
                     may_nest: function.may_nest,
+                    arguments: point.arguments,
                     offset: function.file_offset + point.offset,
+                    stepped: !point.emulated(),
                 });
-                // A return probe in the wrong place kills the target: asked
-                // again, apart from how the place was chosen.
-                if wants_return
-                    && !probe_point::return_probe_allowed(
-                        code,
-                        function.address,
-                        &rows,
-                        point.offset,
-                    )
-                {
-                    why_not.get_or_insert_with(|| {
-                        format!("{}: its return cannot be probed safely", function.name)
-                    });
-                }
             }
             Err(refusal) => {
                 why_not.get_or_insert_with(|| format!("{}: {refusal}", function.name));
@@ -95,6 +89,7 @@ fn probes(elf: &Elf<'_>, call_frames: &CallFrames<'_>, family: Family) -> Family
     FamilyProbes {
         kind: family.kind,
         functions,
+        results: family.results,
         uncovered: family.uncovered,
         why_not,
     }

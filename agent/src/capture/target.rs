@@ -2,6 +2,8 @@
 
 mod probing;
 
+pub use probing::points;
+
 use std::{
     collections::HashSet,
     path::PathBuf,
@@ -50,8 +52,9 @@ const REFRESH_AT_START: Duration = Duration::from_micros(200);
 const START: Duration = Duration::from_secs(1);
 /// New files appear without a sign when nothing they do is sampled.
 const REFRESH_ANYWAY: Duration = Duration::from_secs(10);
-/// Perf events are taken off one by one, a grace period each.
-const MAX_PERF_PROBES: usize = 16;
+/// Where this process is killed, the kernel takes perf events off one by one,
+/// a grace period of some 80 ms each: 5 s. glibc's probes are 56.
+const MAX_PERF_PROBES: usize = 64;
 
 /// An allocator family of a target, as reported.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -31,11 +31,17 @@ pub(super) struct Signs {
     start: bool,
     /// Functions that never return.
     pub(super) dead_ends: HashSet<u64>,
+    /// Functions, or what chooses one when the file is loaded, that return
+    /// their first argument.
+    pub(super) givers_back: HashSet<u64>,
 }
 
 impl Signs {
     /// Takes note of one symbol.
     pub(super) fn look_at(&mut self, symbol: &Symbol<'_>) {
+        if names::gives_back(symbol.name) && self.givers_back.len() < MAX_FUNCTIONS {
+            self.givers_back.insert(symbol.address);
+        }
         if symbol.kind != SymbolKind::Function {
             self.linker |= symbol.name == b"_rtld_global";
             return;

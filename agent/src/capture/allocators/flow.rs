@@ -49,6 +49,8 @@ pub(super) enum Callee {
     Traced(Role),
     /// It does not come back.
     NeverReturns,
+    /// It returns its first argument, and is no allocator's.
+    GivesBack,
     /// Code of this file.
     Here(u64),
     /// Code of another file, or chosen when the program is loaded.
@@ -63,6 +65,9 @@ pub(super) struct Flow<'elf, 'data, R: ReadRef<'data>> {
     traced: HashMap<u64, Role>,
     /// Functions of this file that never return.
     dead_ends: HashSet<u64>,
+    /// Functions of this file, or what chooses them, that return their first
+    /// argument.
+    givers_back: HashSet<u64>,
     /// Words through which functions are called, as far as it matters where.
     slots: HashMap<u64, Callee>,
 }
@@ -90,6 +95,7 @@ impl<'elf, 'data, R: ReadRef<'data>> Flow<'elf, 'data, R> {
                 .map(|(address, candidate)| (*address, role(candidate.kind)))
                 .collect(),
             dead_ends: signs.dead_ends.clone(),
+            givers_back: signs.givers_back.clone(),
             slots: HashMap::new(),
         };
         for relocation in elf::relocations(elf) {
@@ -108,8 +114,12 @@ impl<'elf, 'data, R: ReadRef<'data>> Flow<'elf, 'data, R> {
                             Callee::Traced(role(kind))
                         }
                         (None, _) if names::never_returns(relocation.name) => Callee::NeverReturns,
+                        (None, _) if names::gives_back(relocation.name) => Callee::GivesBack,
                         _ => here.unwrap_or(Callee::Elsewhere),
                     }
+                }
+                R_X86_64_IRELATIVE if flow.givers_back.contains(&(relocation.addend as u64)) => {
+                    Callee::GivesBack
                 }
                 R_X86_64_IRELATIVE => Callee::Elsewhere,
                 _ => continue,
@@ -130,7 +140,7 @@ impl<'elf, 'data, R: ReadRef<'data>> Flow<'elf, 'data, R> {
     }
 
     /// The instructions from `start` on.
-    fn run(&self, start: u64, body: &Range<u64>) -> Decoder<'data> {
+    pub(super) fn run(&self, start: u64, body: &Range<u64>) -> Decoder<'data> {
         let size = self
             .end(start, body)
             .saturating_sub(start)
@@ -149,6 +159,9 @@ impl<'elf, 'data, R: ReadRef<'data>> Flow<'elf, 'data, R> {
         }
         if self.dead_ends.contains(&address) {
             return Callee::NeverReturns;
+        }
+        if self.givers_back.contains(&address) {
+            return Callee::GivesBack;
         }
         Callee::Here(address)
     }
@@ -189,7 +202,7 @@ impl<'elf, 'data, R: ReadRef<'data>> Flow<'elf, 'data, R> {
 
     /// Where this instruction transfers control to, if it does and that can be
     /// known.
-    fn target(&self, instruction: &Instruction) -> Option<Callee> {
+    pub(super) fn target(&self, instruction: &Instruction) -> Option<Callee> {
         if instruction.op0_kind() == OpKind::NearBranch64 {
             return Some(self.direct(instruction.near_branch_target()));
         }
@@ -231,7 +244,9 @@ impl<'elf, 'data, R: ReadRef<'data>> Flow<'elf, 'data, R> {
                             Callee::Here(target) => open.push(target),
                             Callee::NeverReturns => {}
                             callee if passes(callee) => arrived = true,
-                            Callee::Traced(_) | Callee::Elsewhere => return Ending::Own,
+                            Callee::Traced(_) | Callee::GivesBack | Callee::Elsewhere => {
+                                return Ending::Own;
+                            }
                         }
                     }
                     FlowControl::UnconditionalBranch | FlowControl::IndirectBranch => {
@@ -240,7 +255,8 @@ impl<'elf, 'data, R: ReadRef<'data>> Flow<'elf, 'data, R> {
                             Some(Callee::Here(target)) => open.push(target),
                             Some(Callee::NeverReturns) => {}
                             Some(callee) if passes(callee) => arrived = true,
-                            Some(Callee::Traced(_) | Callee::Elsewhere) | None => {
+                            Some(Callee::Traced(_) | Callee::GivesBack | Callee::Elsewhere)
+                            | None => {
                                 return Ending::Own;
                             }
                         }

@@ -289,6 +289,12 @@ pub(super) fn jemalloc_mark(name: &[u8]) -> Option<(&[u8], u8)> {
     (plain && !prefix.starts_with(b"_Z")).then_some((prefix, mark))
 }
 
+/// Whether the function returns its first argument (C11, 7.24), as a copy or
+/// fill at the end of an allocator function does for it.
+pub(super) fn gives_back(name: &[u8]) -> bool {
+    matches!(name, b"memset" | b"memcpy" | b"memmove")
+}
+
 /// Functions that never come back to their caller.
 pub(super) fn never_returns(name: &[u8]) -> bool {
     const NAMES: [&[u8]; 12] = [

@@ -16,8 +16,6 @@ pub struct Costs {
     pub trap: f64,
     /// A trap at one that it must single-step.
     pub stepped: f64,
-    /// The trap of a return.
-    pub leave: f64,
     /// Entering a block in the tables and taking it out again, without its
     /// stack's frames.
     pub record: f64,
@@ -25,12 +23,9 @@ pub struct Costs {
     pub frame: f64,
     /// A malloc and free pair in a forked child that inherited breakpoints.
     pub inherited: f64,
-    /// What an allocation costs more while another target's returns are
-    /// probed in the same file.
+    /// What an allocation costs more while another target is probed in the same
+    /// file.
     pub shared: f64,
-    /// Every return traps, not only those of recorded calls: links that are
-    /// not sessions cannot spare them.
-    pub every_return: bool,
     /// From asking for probes until all are on.
     pub attach: Duration,
     /// From asking for their end until none is on.
@@ -49,34 +44,26 @@ impl Costs {
     /// What is assumed until it is measured, on the dear side: measured on
     /// Linux 6.18 in a virtual machine.
     pub fn assumed(method: Method) -> Self {
-        let session = Self {
+        let multi = Self {
             trap: 800.0,
             stepped: 15_000.0,
-            leave: 800.0,
             record: 1_500.0,
             frame: 110.0,
             inherited: 2_100.0,
-            // 2 355 against 1 712 a pair.
-            shared: 650.0,
-            every_return: false,
+            shared: 100.0,
             attach: Duration::from_millis(12),
             detach: Duration::from_millis(10),
         };
         match method {
-            Method::Session => session,
-            Method::Multi => Self {
-                inherited: 1_300.0,
-                every_return: true,
-                ..session
-            },
+            Method::Multi => multi,
             Method::Perf => Self {
                 // A child takes each breakpoint off at its first hit.
                 inherited: 10.0,
-                every_return: true,
-                // A grace period for each of up to 16 events.
-                attach: Duration::from_millis(200),
-                detach: Duration::from_millis(4800),
-                ..session
+                // Some milliseconds for each of up to 64 events, and the grace
+                // periods side by side.
+                attach: Duration::from_millis(400),
+                detach: Duration::from_millis(400),
+                ..multi
             },
         }
     }
@@ -95,12 +82,10 @@ impl Costs {
         Self {
             trap,
             stepped: within(self.stepped, STEPPED).max(trap),
-            leave: within(self.leave, TRAP),
             record: within(self.record, RECORD),
             frame: within(self.frame, FRAME),
             inherited: within(self.inherited, INHERITED),
             shared: within(self.shared, INHERITED),
-            every_return: self.every_return,
             attach: self.attach.clamp(ATTACH.0, ATTACH.1),
             detach: self.detach.clamp(ATTACH.0, ATTACH.1),
         }
@@ -111,20 +96,18 @@ impl Costs {
         self.inherited > 50.0
     }
 
-    /// Seconds of trap time for one allocation that is not recorded, with its
-    /// share of frees.
+    /// Seconds of trap time for one allocation that is not recorded: its entry
+    /// and its result, with its share of frees.
     pub(super) fn pair(&self, profile: &Profile, frees: f64, shared: bool) -> f64 {
         let entry = |stepped: bool| if stepped { self.stepped } else { self.trap };
-        let leave = if self.every_return { self.leave } else { 0.0 };
         let shared = if shared { self.shared } else { 0.0 };
-        (entry(profile.stepped_allocations) + frees * entry(profile.stepped_frees) + leave + shared)
-            * 1e-9
+        let call = entry(profile.stepped_allocations) + self.trap;
+        (call + frees * entry(profile.stepped_frees) + shared) * 1e-9
     }
 
     /// Seconds that recording an allocation adds.
     pub(super) fn recording(&self, profile: &Profile) -> f64 {
-        let leave = if self.every_return { 0.0 } else { self.leave };
-        (leave + self.record + self.frame * profile.frames.clamp(1.0, 128.0)) * 1e-9
+        (self.record + self.frame * profile.frames.clamp(1.0, 128.0)) * 1e-9
     }
 
     /// Seconds of trap time between two readings.

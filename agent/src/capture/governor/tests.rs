@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use self::simulation::{Law, Subject, World, session};
+use self::simulation::{Law, Subject, World, multi};
 use super::{Budget, Check, Close, Costs, Governor, Mode, Profile, Reading, Wish};
 
 /// Trap time that may be on credit at the beginning, per lane.
@@ -80,7 +80,7 @@ fn without_the_limit_on_noticed_time_the_average_buys_twice_as_much() {
         noticed_share_percent: 100.0,
         ..Budget::default()
     };
-    let world = World::new(budget, session(), vec![Law::steady(2e5)]).run(180.0);
+    let world = World::new(budget, multi(), vec![Law::steady(2e5)]).run(180.0);
     let subject = &world.subjects[0];
     cost_1(subject, &budget).unwrap();
     println!("open {:.2} s, caught {:.2} s", subject.open, subject.caught);
@@ -130,7 +130,7 @@ fn a_burst_between_two_checks_counts_from_its_first_moment() {
             },
             ..Law::varying(move |t| if t % 20.0 < calm { 14e3 } else { 3.3e6 })
         };
-        let world = World::new(budget, session(), vec![law]).run(400.0);
+        let world = World::new(budget, multi(), vec![law]).run(400.0);
         cost_1(&world.subjects[0], &budget).unwrap();
     }
 }
@@ -238,12 +238,7 @@ fn windows_in_one_file_do_not_overlap() {
         },
         ..Law::steady(2e5)
     };
-    let world = World::new(
-        Budget::default(),
-        session(),
-        vec![law(), law(), law(), law()],
-    )
-    .run(600.0);
+    let world = World::new(Budget::default(), multi(), vec![law(), law(), law(), law()]).run(600.0);
     for subject in &world.subjects {
         cost_1(subject, &Budget::default()).unwrap();
         assert_eq!(subject.overlaps, 0);
@@ -265,7 +260,7 @@ fn the_only_room_is_for_all_in_turn() {
         ..Law::steady(rate)
     };
     let laws = vec![law(100.0), law(300.0), law(500.0)];
-    let world = World::new(budget, session(), laws).run(60.0);
+    let world = World::new(budget, multi(), laws).run(60.0);
     let open: Vec<f64> = world.subjects.iter().map(|subject| subject.open).collect();
     assert!(open.iter().all(|open| *open > 12.0), "{open:?}");
 }
@@ -321,7 +316,7 @@ fn sheds_from_the_fullest_control_group_and_spares_the_most_urgent() {
             suspects: 4,
             ..Budget::default()
         },
-        session(),
+        multi(),
         Duration::ZERO,
     );
     for (id, group) in [(1, "/a"), (2, "/b"), (3, "/b"), (4, "/b")] {
@@ -367,7 +362,7 @@ fn dangers_are_refused_with_their_own_sentence() {
         refusal: Some("it runs under a seccomp filter".to_owned()),
         ..Profile::default()
     };
-    let mut governor = Governor::new(Budget::default(), session(), Duration::ZERO);
+    let mut governor = Governor::new(Budget::default(), multi(), Duration::ZERO);
     governor.admit(1, profile, Duration::ZERO, None).unwrap();
     let decision = governor.decide(1, Duration::ZERO, None);
     assert_eq!(decision.mode, Mode::Refuse { again: None });
@@ -376,7 +371,7 @@ fn dangers_are_refused_with_their_own_sentence() {
 
 #[test]
 fn misuse_takes_probes_off() {
-    let mut governor = Governor::new(Budget::default(), session(), Duration::ZERO);
+    let mut governor = Governor::new(Budget::default(), multi(), Duration::ZERO);
     let reading = Reading::default();
     assert!(matches!(
         governor.check(7, Duration::ZERO, &reading),
@@ -480,7 +475,7 @@ proptest! {
             window: Duration::from_millis(window),
             ..Budget::default()
         };
-        let world = World::new(budget, session(), laws).run(300.0);
+        let world = World::new(budget, multi(), laws).run(300.0);
         for subject in &world.subjects {
             let window = subject.hottest <= budget.window.as_secs_f64() + 1e-6;
             prop_assert!(window, "{}: {:?}", subject.hottest, subject.said);

@@ -5,7 +5,10 @@ use iced_x86::{Decoder, DecoderOptions};
 use proptest::prelude::*;
 
 use super::*;
-use crate::capture::allocators::{self, Function};
+use crate::{
+    capture::allocators::{self, Function},
+    elf::{Elf, frames::CallFrames},
+};
 
 const AT: u64 = 0x1000;
 
@@ -30,7 +33,7 @@ fn a_push_at_the_entry_is_taken() {
     let code = [0x41, 0x54, 0x48, 0x89, 0xfb, 0xc3];
     let rows = [row(0, Cfa::RspPlus(8)), row(2, Cfa::RspPlus(16))];
     assert_eq!(
-        choose(&code, AT, &rows, true, Malloc),
+        choose(&code, AT, &rows, Malloc, &[]),
         Ok(ProbePoint {
             offset: 0,
             stepped_because: None,
@@ -40,25 +43,25 @@ fn a_push_at_the_entry_is_taken() {
 }
 
 #[test]
-fn the_null_check_of_free_is_passed_only_without_a_return() {
+fn the_null_check_of_free_is_passed() {
     // test rdi, rdi; je +5; push rbp; lea rsi, [rdi-16]; ret
     let code = [
         0x48, 0x85, 0xff, 0x74, 0x05, 0x55, 0x48, 0x8d, 0x77, 0xf0, 0xc3,
     ];
     let rows = [row(0, Cfa::RspPlus(8)), row(6, Cfa::RspPlus(16))];
-    assert_eq!(choose(&code, AT, &rows, false, Free).unwrap().offset, 5);
+    assert_eq!(choose(&code, AT, &rows, Free, &[]).unwrap().offset, 5);
     assert_eq!(
-        choose(&code, AT, &rows, true, Free).unwrap().offset,
-        3,
-        "the branch itself, which every call passes"
-    );
-    assert_eq!(
-        choose(&code, AT, &rows, false, Realloc).unwrap().offset,
+        choose(&code, AT, &rows, Realloc, &[]).unwrap().offset,
         3,
         "realloc(NULL) allocates"
     );
     assert_eq!(
-        choose(&code, AT, &[], false, Free).unwrap().offset,
+        choose(&code, AT, &rows, Realloc, &[AT + 3]).unwrap().offset,
+        0,
+        "the branch has a probe already"
+    );
+    assert_eq!(
+        choose(&code, AT, &[], Free, &[]).unwrap().offset,
         0,
         "nothing is known about the stack"
     );
@@ -68,50 +71,46 @@ fn the_null_check_of_free_is_passed_only_without_a_return() {
 fn the_null_check_itself_is_taken_when_nothing_follows() {
     // test rdi, rdi; je +4; lea rdi, [rdi-1]; ret
     let code = [0x48, 0x85, 0xff, 0x74, 0x04, 0x48, 0x8d, 0x7f, 0xff, 0xc3];
-    assert_eq!(choose(&code, AT, &leaf(), false, Free).unwrap().offset, 3);
+    assert_eq!(choose(&code, AT, &leaf(), Free, &[]).unwrap().offset, 3);
 }
 
 #[test]
 fn a_branch_that_is_no_null_check_is_not_passed() {
     // test rsi, rsi; je +1; push rbp; ret: the branch is the last place.
     let code = [0x48, 0x85, 0xf6, 0x74, 0x01, 0x55, 0xc3];
-    assert_eq!(choose(&code, AT, &leaf(), false, Free).unwrap().offset, 3);
+    assert_eq!(choose(&code, AT, &leaf(), Free, &[]).unwrap().offset, 3);
     // jne leads the null pointer on.
     let code = [0x48, 0x85, 0xff, 0x75, 0x01, 0x55, 0xc3];
-    assert_eq!(choose(&code, AT, &leaf(), false, Free).unwrap().offset, 3);
+    assert_eq!(choose(&code, AT, &leaf(), Free, &[]).unwrap().offset, 3);
 }
 
 #[test]
-fn arguments_are_still_in_place() {
+fn arguments_are_still_there() {
     // mov rdi, rsi; push rbp; ret
     let code = [0x48, 0x89, 0xf7, 0x55, 0xc3];
-    let point = choose(&code, AT, &leaf(), true, Malloc).unwrap();
+    let point = choose(&code, AT, &leaf(), Malloc, &[]).unwrap();
     assert_eq!((point.offset, point.emulated()), (0, false));
     // mov esi, edi; push rbp; ret: of malloc only rdi counts.
     let code = [0x89, 0xfe, 0x55, 0xc3];
-    assert_eq!(choose(&code, AT, &leaf(), true, Malloc).unwrap().offset, 2);
-    assert_eq!(choose(&code, AT, &leaf(), true, Realloc).unwrap().offset, 0);
+    assert_eq!(choose(&code, AT, &leaf(), Malloc, &[]).unwrap().offset, 2);
+    assert_eq!(choose(&code, AT, &leaf(), Realloc, &[]).unwrap().offset, 0);
     // mov rax, [rdi]; push rbp: the block has been read.
     let code = [0x48, 0x8b, 0x07, 0x55, 0xc3];
-    assert_eq!(choose(&code, AT, &leaf(), false, Free).unwrap().offset, 0);
+    assert_eq!(choose(&code, AT, &leaf(), Free, &[]).unwrap().offset, 0);
     // mov [rax], rcx; push rbp: something was changed.
     let code = [0x48, 0x89, 0x08, 0x55, 0xc3];
-    assert_eq!(choose(&code, AT, &leaf(), false, Free).unwrap().offset, 0);
+    assert_eq!(choose(&code, AT, &leaf(), Free, &[]).unwrap().offset, 0);
 }
 
 #[test]
-fn arguments_are_followed_on_demand() {
+fn arguments_are_followed() {
     // mov rax, [rip+0]; mov rsi, rdi; mov rdi, fs:[rax]; cmp rsi, 0x400; ja +0; ret
     let code = [
         0x48, 0x8b, 0x05, 0, 0, 0, 0, 0x48, 0x89, 0xfe, 0x64, 0x48, 0x8b, 0x38, 0x48, 0x81, 0xfe,
         0, 4, 0, 0, 0x77, 0, 0xc3,
     ];
-    let followed = |kind, wants_return| {
-        choose_with(&code, AT, &leaf(), wants_return, kind, Arguments::Followed).unwrap()
-    };
-    assert_eq!(choose(&code, AT, &leaf(), true, Malloc).unwrap().offset, 0);
     assert_eq!(
-        followed(Malloc, true),
+        choose(&code, AT, &leaf(), Malloc, &[]).unwrap(),
         ProbePoint {
             offset: 21,
             stepped_because: None,
@@ -119,7 +118,7 @@ fn arguments_are_followed_on_demand() {
         }
     );
     assert_eq!(
-        followed(Realloc, true).offset,
+        choose(&code, AT, &leaf(), Realloc, &[]).unwrap().offset,
         0,
         "its second argument is lost"
     );
@@ -127,7 +126,7 @@ fn arguments_are_followed_on_demand() {
     let code = [
         0x48, 0x89, 0xf9, 0x89, 0xff, 0x48, 0x85, 0xc9, 0x74, 1, 0x55, 0xc3,
     ];
-    let point = choose_with(&code, AT, &leaf(), false, Free, Arguments::Followed).unwrap();
+    let point = choose(&code, AT, &leaf(), Free, &[]).unwrap();
     assert_eq!(
         (point.offset, point.arguments[0]),
         (10, 1),
@@ -135,16 +134,11 @@ fn arguments_are_followed_on_demand() {
     );
     // mov rax, rdi; mov rcx, [rax]; push rbp; ret: read through the copy.
     let code = [0x48, 0x89, 0xf8, 0x48, 0x8b, 0x08, 0x55, 0xc3];
-    assert_eq!(
-        choose_with(&code, AT, &leaf(), false, Free, Arguments::Followed)
-            .unwrap()
-            .offset,
-        0
-    );
+    assert_eq!(choose(&code, AT, &leaf(), Free, &[]).unwrap().offset, 0);
 }
 
 #[test]
-fn a_branch_target_is_never_probed_with_a_return() {
+fn a_branch_target_is_no_entry() {
     // endbr64; push rbp; pop rbp; jmp -4 (to the push)
     let code = [0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x5d, 0xeb, 0xfc];
     let rows = [
@@ -152,11 +146,10 @@ fn a_branch_target_is_never_probed_with_a_return() {
         row(5, Cfa::RspPlus(16)),
         row(6, Cfa::RspPlus(8)),
     ];
-    assert_eq!(choose(&code, AT, &rows, true, Malloc).unwrap().offset, 0);
-    assert!(!return_probe_allowed(&code, AT, &rows, 4));
+    assert_eq!(choose(&code, AT, &rows, Malloc, &[]).unwrap().offset, 0);
     // Without the loop the push is the place.
     assert_eq!(
-        choose(&code[..6], AT, &rows, true, Malloc).unwrap().offset,
+        choose(&code[..6], AT, &rows, Malloc, &[]).unwrap().offset,
         4
     );
 }
@@ -165,27 +158,25 @@ fn a_branch_target_is_never_probed_with_a_return() {
 fn an_entry_that_is_no_call_is_refused() {
     let rows = [row(0, Cfa::RspPlus(16))];
     assert_eq!(
-        choose(&[0x55, 0xc3], AT, &rows, true, Malloc),
+        choose(&[0x55, 0xc3], AT, &rows, Malloc, &[]),
         Err(Refusal::StrangeEntry)
     );
-    assert!(choose(&[0x55, 0xc3], AT, &rows, false, Free).is_ok());
-    assert_eq!(choose(&[], AT, &[], false, Free), Err(Refusal::NoCode));
-    assert_eq!(choose(&[0x06], AT, &[], false, Free), Err(Refusal::NoCode));
+    assert!(choose(&[0x55, 0xc3], AT, &rows, Free, &[]).is_ok());
+    assert_eq!(choose(&[], AT, &[], Free, &[]), Err(Refusal::NoCode));
+    assert_eq!(choose(&[0x06], AT, &[], Free, &[]), Err(Refusal::NoCode));
 }
 
 #[test]
 fn without_rows_only_the_entry_is_allowed() {
     let code = [0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0xc3];
-    assert_eq!(choose(&code, AT, &[], true, Malloc).unwrap().offset, 0);
-    assert!(return_probe_allowed(&code, AT, &[], 0));
-    assert!(!return_probe_allowed(&code, AT, &[], 4));
+    assert_eq!(choose(&code, AT, &[], Malloc, &[]).unwrap().offset, 0);
 }
 
 #[test]
 fn undecodable_bytes_allow_only_the_entry() {
     // endbr64; push rbp; (bad); ret
     let code = [0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x06, 0xc3];
-    assert_eq!(choose(&code, AT, &leaf(), true, Malloc).unwrap().offset, 0);
+    assert_eq!(choose(&code, AT, &leaf(), Malloc, &[]).unwrap().offset, 0);
 }
 
 /// An allocator function of a real library, its code and its rows.
@@ -223,20 +214,24 @@ const LIBRARIES: [&str; 5] = [
     "/lib/ld-musl-x86_64.so.1",
 ];
 
+/// Whether the straight way from the entry reaches the place with the stack
+/// pointer still at the return address.
+fn caller_on_top(code: &[u8], address: u64, rows: &[CfaRow], offset: u64) -> bool {
+    Body::of(code, address).is_some_and(|body| body.caller_on_top(rows, offset))
+}
+
 #[test]
 fn real_allocators_get_a_place_for_every_function() {
     for path in LIBRARIES {
         for (function, code, rows) in functions(path).unwrap_or_default() {
-            let wants_return = function.kind != Free;
-            let point =
-                choose(&code, function.address, &rows, wants_return, function.kind).unwrap();
+            let point = choose(&code, function.address, &rows, function.kind, &[]).unwrap();
             println!(
                 "{path} {} {:?} +{} {:?}",
                 function.name, function.kind, point.offset, point.stepped_because
             );
-            if wants_return {
+            if function.kind != Free {
                 assert!(
-                    return_probe_allowed(&code, function.address, &rows, point.offset),
+                    caller_on_top(&code, function.address, &rows, point.offset),
                     "{path} {}",
                     function.name
                 );
@@ -249,7 +244,7 @@ fn real_allocators_get_a_place_for_every_function() {
 /// refused: only those that the straight way from the entry reaches with the
 /// stack untouched are left.
 #[test]
-fn every_wrong_offset_is_refused_for_returns() {
+fn every_wrong_entry_is_refused() {
     for path in LIBRARIES {
         for (function, code, rows) in functions(path).unwrap_or_default() {
             let mut decoder = Decoder::with_ip(64, &code, function.address, DecoderOptions::NONE);
@@ -267,7 +262,7 @@ fn every_wrong_offset_is_refused_for_returns() {
             for offset in 0..(code.len() as u64 + 16).min(700) {
                 if !right.contains(&offset) {
                     assert!(
-                        !return_probe_allowed(&code, function.address, &rows, offset),
+                        !caller_on_top(&code, function.address, &rows, offset),
                         "{path} {} +{offset}",
                         function.name
                     );
@@ -278,52 +273,22 @@ fn every_wrong_offset_is_refused_for_returns() {
 }
 
 #[test]
-fn glibc_is_probed_where_it_was_measured() {
-    let Some(functions) = functions(LIBRARIES[0]) else {
-        return;
-    };
-    let offset = |name: &str, wants_return| {
-        let (function, code, rows) = functions
-            .iter()
-            .find(|(function, _, _)| function.name == name)
-            .unwrap();
-        choose(code, function.address, rows, wants_return, function.kind).unwrap()
-    };
-    assert!(offset("malloc", true).emulated());
-    assert!(offset("free", false).emulated());
-    assert!(offset("realloc", true).emulated());
-    assert!(offset("calloc", true).emulated());
-}
-
-#[test]
-fn mimalloc_is_emulated_when_its_arguments_are_followed() {
-    let Some(functions) = functions(LIBRARIES[2]) else {
-        return;
-    };
-    for name in ["malloc", "calloc", "realloc", "free"] {
-        let (function, code, rows) = functions
-            .iter()
-            .find(|(function, _, _)| function.name == name)
-            .unwrap();
-        let point = choose_with(
-            code,
-            function.address,
-            rows,
-            function.kind != Free,
-            function.kind,
-            Arguments::Followed,
-        )
-        .unwrap();
-        assert!(point.emulated(), "{name} {point:?}");
-        let in_place = choose(
-            code,
-            function.address,
-            rows,
-            function.kind != Free,
-            function.kind,
-        )
-        .unwrap();
-        assert_eq!(in_place.arguments, IN_PLACE);
+fn common_allocators_are_emulated() {
+    for (path, names) in [
+        (LIBRARIES[0], ["malloc", "calloc", "realloc", "free"]),
+        (LIBRARIES[2], ["malloc", "calloc", "realloc", "free"]),
+    ] {
+        let Some(functions) = functions(path) else {
+            continue;
+        };
+        for name in names {
+            let (function, code, rows) = functions
+                .iter()
+                .find(|(function, _, _)| function.name == name)
+                .unwrap();
+            let point = choose(code, function.address, rows, function.kind, &[]).unwrap();
+            assert!(point.emulated(), "{path} {name} {point:?}");
+        }
     }
 }
 
@@ -351,19 +316,17 @@ proptest! {
     #[test]
     fn any_bytes_give_an_instruction_or_a_refusal(
         code in prop::collection::vec(prop_oneof![any::<u8>(), Just(0x55), Just(0x48), Just(0x89), Just(0x74), Just(0x90)], 0..64),
-        rows in any_rows(), wants_return: bool, kind in kinds(), address: u64, follow: bool,
+        rows in any_rows(), kind in kinds(), address: u64,
     ) {
         let rows: Vec<CfaRow> = rows.into_iter().map(|row| CfaRow { pc: row.pc.wrapping_sub(AT).wrapping_add(address), ..row }).collect();
-        let arguments = if follow { Arguments::Followed } else { Arguments::InPlace };
-        if let Ok(point) = choose_with(&code, address, &rows, wants_return, kind, arguments) {
-            prop_assert!(follow || point.arguments == IN_PLACE);
+        if let Ok(point) = choose(&code, address, &rows, kind, &[]) {
             let mut decoder = Decoder::with_ip(64, &code, address, DecoderOptions::NONE);
             let starts: Vec<u64> = std::iter::from_fn(|| decoder.can_decode().then(|| decoder.decode().ip().wrapping_sub(address))).collect();
             prop_assert!(starts.contains(&point.offset));
-            prop_assert!(!wants_return || return_probe_allowed(&code, address, &rows, point.offset));
+            prop_assert!(kind == Free || caller_on_top(&code, address, &rows, point.offset));
         }
         for offset in 0..70 {
-            return_probe_allowed(&code, address, &rows, offset);
+            caller_on_top(&code, address, &rows, offset);
         }
     }
 }

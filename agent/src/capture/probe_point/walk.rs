@@ -4,7 +4,7 @@
 use agent_ebpf::abi::heap::FunctionKind;
 use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Register};
 
-use super::{Arguments, IN_PLACE, is_write};
+use super::{IN_PLACE, is_write};
 
 /// The way from the entry to the probed instruction.
 pub(super) struct Walk {
@@ -12,23 +12,19 @@ pub(super) struct Walk {
     /// For each argument that the kernel program reads, the registers that
     /// hold it.
     holders: Vec<Vec<Register>>,
-    allowed: Arguments,
-    wants_return: bool,
     frees: bool,
     /// The flags tell whether the first argument is null.
     flags_of_first: bool,
 }
 
 impl Walk {
-    pub(super) fn new(kind: FunctionKind, wants_return: bool, arguments: Arguments) -> Self {
+    pub(super) fn new(kind: FunctionKind) -> Self {
         Self {
             factory: InstructionInfoFactory::new(),
             holders: arguments_of(kind)
                 .iter()
                 .map(|register| vec![*register])
                 .collect(),
-            allowed: arguments,
-            wants_return,
             frees: kind == FunctionKind::Free,
             flags_of_first: false,
         }
@@ -54,8 +50,7 @@ impl Walk {
     /// Whether this branch leaves the function's way for a null pointer. Only
     /// freeing functions have one that needs no probe.
     pub(super) fn is_null_check(&self, instruction: &Instruction) -> bool {
-        !self.wants_return
-            && self.frees
+        self.frees
             && self.flags_of_first
             && matches!(instruction.code(), Code::Je_rel8_64 | Code::Je_rel32_64)
     }
@@ -98,26 +93,17 @@ impl Walk {
             .filter(|used| is_write(used.access()))
             .map(|used| used.register().full_register())
             .collect();
-        if self.wants_return && written.contains(&Register::RSP) {
+        if !self.frees && written.contains(&Register::RSP) {
             return false;
         }
         let copied = (instruction.code() == Code::Mov_r64_rm64
             || instruction.code() == Code::Mov_rm64_r64)
             .then(|| (instruction.op1_register(), instruction.op0_register()));
-        for (index, holders) in self.holders.iter_mut().enumerate() {
+        for holders in &mut self.holders {
             let copy = copied.filter(|(from, _)| holders.contains(from));
             holders.retain(|holder| !written.contains(holder));
             holders.extend(copy.map(|(_, to)| to).filter(|to| to.is_gpr64()));
-            let still = if self.allowed == Arguments::InPlace {
-                IN_PLACE.get(index).is_some_and(|number| {
-                    holders
-                        .iter()
-                        .any(|holder| holder.number() == usize::from(*number))
-                })
-            } else {
-                !holders.is_empty()
-            };
-            if !still {
+            if holders.is_empty() {
                 return false;
             }
         }

@@ -2,12 +2,16 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use agent_ebpf::abi::heap::{Cookie, FunctionKind};
+use agent_ebpf::abi::{
+    heap::{Cookie, FunctionKind},
+    result::ResultCookie,
+};
 use anyhow::{Result, bail};
 
 use super::{MAX_PERF_PROBES, Probed, Target};
 use crate::{
     capture::{
+        allocators::ResultPoint,
         bpf::Point,
         files::CodeFile,
         links::{FilePoints, Links, Method},
@@ -80,29 +84,8 @@ impl Target {
         });
         let first = self.probed.len();
         for file in fresh {
-            let mut points = FilePoints::default();
-            for family in &file.families {
-                let moving_frees = family
-                    .functions
-                    .iter()
-                    .any(|function| function.kind.moves() && function.may_nest);
-                for function in family.functions.iter().filter(|_| family.why_not.is_none()) {
-                    let may_nest = match function.kind {
-                        FunctionKind::Free => moving_frees,
-                        _ => function.may_nest,
-                    };
-                    let cookie = Cookie::new(self.slot, function.kind, may_nest).0;
-                    let point = Point {
-                        offset: function.offset,
-                        cookie,
-                    };
-                    match function.kind {
-                        FunctionKind::Free => points.freeing.push(point),
-                        _ => points.allocating.push(point),
-                    }
-                }
-            }
-            if !points.allocating.is_empty() {
+            let points = points(&file, self.slot);
+            if !points.calls.is_empty() {
                 self.probed.push(Probed { file, points });
             }
         }
@@ -140,24 +123,87 @@ impl Target {
     }
 }
 
+/// The probes of a file for the target in this slot.
+pub fn points(file: &CodeFile, slot: u32) -> FilePoints {
+    let families = || {
+        file.families
+            .iter()
+            .filter(|family| family.why_not.is_none())
+    };
+    let result = |point: &ResultPoint| Point {
+        offset: point.file_offset,
+        cookie: ResultCookie::new(slot, point.answer, point.slot, point.branch, point.stepped).0,
+    };
+    let mut points = FilePoints {
+        calls: families()
+            .flat_map(|family| family.results.iter().map(result))
+            .collect(),
+        frees: Vec::new(),
+    };
+    for family in families() {
+        let moving_frees = family
+            .functions
+            .iter()
+            .any(|function| function.kind.moves() && function.may_nest);
+        for function in &family.functions {
+            let frees = function.kind == FunctionKind::Free;
+            let may_nest = if frees {
+                moving_frees
+            } else {
+                function.may_nest
+            };
+            let cookie = Cookie::new(
+                slot,
+                function.kind,
+                function.arguments,
+                may_nest,
+                function.stepped,
+            );
+            let point = Point {
+                offset: function.offset,
+                cookie: cookie.0,
+            };
+            if frees {
+                points.frees.push(point);
+            } else {
+                points.calls.push(point);
+            }
+        }
+    }
+    points
+}
+
 /// Keeps the calls that matter most where each probe costs a grace period;
 /// the number of functions left out.
 fn limit_perf(places: &mut [(PathBuf, FilePoints)]) -> usize {
     let mut room = MAX_PERF_PROBES;
     let mut left_out = 0;
+    // The kinds are numbered by how common their calls are; results are last.
     let kind = |point: &Point| Cookie(point.cookie).kind();
+    let is_result = |point: &Point| u64::from(kind(point)) == ResultCookie::KIND;
     for (_, points) in places {
-        // The kinds are numbered by how common their calls are.
-        points.freeing.sort_by_key(kind);
-        points.allocating.sort_by_key(kind);
-        let frees = points.freeing.len().min(room);
+        let results = points.calls.iter().filter(|point| is_result(point)).count();
+        let functions = points.calls.len() - results;
+        points.frees.sort_by_key(kind);
+        let frees = points.frees.len().min(room);
         room -= frees;
-        // Entry and return are a probe each.
-        let allocating = points.allocating.len().min(room / 2);
-        room -= allocating * 2;
-        left_out += points.freeing.len() - frees + points.allocating.len() - allocating;
-        points.freeing.truncate(frees);
-        points.allocating.truncate(allocating);
+        // A call is followed only if its end is, wherever that is.
+        let calls = room
+            .checked_sub(results)
+            .map_or(0, |room| functions.min(room));
+        left_out += points.frees.len() - frees + functions - calls;
+        points.frees.truncate(frees);
+        if calls == 0 {
+            points.calls.clear();
+        } else {
+            let (ends, mut entries): (Vec<_>, Vec<_>) =
+                points.calls.drain(..).partition(|point| is_result(point));
+            entries.sort_by_key(kind);
+            entries.truncate(calls);
+            points.calls = ends;
+            points.calls.extend(entries);
+            room -= results + calls;
+        }
     }
     left_out
 }

@@ -23,6 +23,7 @@ use crate::{
         Capture,
         bpf::Point,
         links::{FilePoints, Links, Method},
+        probe_point::IN_PLACE,
         target::Probing,
         trial,
     },
@@ -151,9 +152,8 @@ impl Subject {
             seen >= REPEATS as u64 * u64::from(PAIRS),
             "only {seen} calls of the measured process were seen"
         );
-        let traps = if costs.every_return { 3.0 } else { 2.0 };
-        costs.trap = counted / traps;
-        costs.leave = costs.trap;
+        // Entry, result and free.
+        costs.trap = counted / 3.0;
         if assumed.inherited > 0.0 {
             costs.inherited = (self.median(Task::Forked, PAIRS, 0, FEW)? - untraced).max(0.0);
         }
@@ -164,8 +164,7 @@ impl Subject {
         let recorded = self.median(Task::Pairs, PAIRS, 0, REPEATS)? - untraced;
         let deep = self.median(Task::Pairs, PAIRS, DEPTH, FEW)? - untraced;
         costs.frame = (deep - recorded) / f64::from(DEPTH);
-        let leave = if costs.every_return { 0.0 } else { costs.leave };
-        costs.record = recorded - counted - leave - SHALLOW * costs.frame.max(0.0);
+        costs.record = recorded - counted - SHALLOW * costs.frame.max(0.0);
 
         let slot = capture.target(self.pid).map_or(0, |target| target.slot);
         let detaching = Instant::now();
@@ -183,10 +182,10 @@ impl Subject {
     /// single-steps.
     fn step(&mut self, capture: &mut Capture, slot: u32) -> Result<f64> {
         let points = FilePoints {
-            allocating: Vec::new(),
-            freeing: vec![Point {
+            calls: Vec::new(),
+            frees: vec![Point {
                 offset: stepped_offset()?,
-                cookie: Cookie::new(slot, FunctionKind::Free, false).0,
+                cookie: Cookie::new(slot, FunctionKind::Free, IN_PLACE, false, true).0,
             }],
         };
         let method = capture.method;

@@ -236,7 +236,7 @@ impl World {
 
     /// A standard world with one target.
     pub(super) fn of(law: Law) -> Self {
-        Self::new(Budget::default(), session(), vec![law])
+        Self::new(Budget::default(), multi(), vec![law])
     }
 
     pub(super) fn run(mut self, seconds: f64) -> Self {
@@ -379,17 +379,15 @@ impl Subject {
     }
 }
 
-/// Costs as they were measured with session links.
-pub(super) fn session() -> Costs {
+/// Costs as they were measured with multi-point links.
+pub(super) fn multi() -> Costs {
     Costs {
         trap: 700.0,
         stepped: 12_000.0,
-        leave: 700.0,
         record: 300.0,
         frame: 80.0,
         inherited: 2_095.0,
         shared: 650.0,
-        every_return: false,
         attach: Duration::from_millis(8),
         detach: Duration::from_millis(10),
     }
