@@ -10,7 +10,7 @@ pub mod stack;
 
 /// Changes with every change of a layout; the loader refuses an object that
 /// was built for another version.
-pub const ABI_VERSION: u64 = 6;
+pub const ABI_VERSION: u64 = 7;
 
 /// Fails the build when a layout changes by accident.
 macro_rules! assert_size {

@@ -230,10 +230,6 @@ pub(crate) static SITE_PLACES: Array<SitePlace> =
 /// By hash of the stack.
 #[map]
 pub(crate) static SITES: HashMap<u64, Site> = HashMap::with_max_entries(65_536, 0);
-/// Non-zero: programs that processes begin to run are told, whosever they
-/// are.
-#[map]
-pub(crate) static ANNOUNCE: Array<u32> = Array::with_max_entries(1, 0);
 /// By hash of the stack.
 #[map]
 pub(crate) static FAULTS: HashMap<u64, FaultSite> = HashMap::with_max_entries(8192, 0);

@@ -7,6 +7,7 @@ pub mod address_space;
 pub mod allocators;
 pub mod bpf;
 mod earlier_waits;
+mod events;
 pub mod evidence;
 pub mod faults;
 pub mod files;
@@ -30,6 +31,7 @@ use std::{
     collections::HashMap,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
+    time::Duration,
 };
 
 use agent_ebpf::abi::heap::{Block, MAX_TARGETS, Site, TargetCounts, TaskIdRecipe};
@@ -38,6 +40,7 @@ use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 
 use self::{
     address_space::AddressSpace,
+    events::{Events, Reason},
     files::Files,
     links::Method,
     object::{Object, Sizes},
@@ -46,6 +49,7 @@ use self::{
     target::{Place, Probing, Target},
 };
 use crate::host::{
+    kernel,
     process::{self, Process},
     quarantine::{Entry, Quarantine},
 };
@@ -76,8 +80,6 @@ pub enum Incident {
     Executed,
     /// It ended; its wait status.
     Ended(u32),
-    /// It is no target and begins to run a program.
-    Started,
 }
 
 /// The kernel side of a run.
@@ -87,6 +89,7 @@ pub struct Capture {
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, TargetCounts>,
     targets: HashMap<TargetId, Target>,
+    events: Events,
     faults: faults::Sampling,
     waits: futex::Following,
     stacks: HashMap<u64, Stack>,
@@ -123,6 +126,7 @@ impl Capture {
             ring,
             counts,
             targets: HashMap::new(),
+            events: Events::default(),
             faults: faults::Sampling::default(),
             waits: futex::Following::default(),
             stacks: HashMap::new(),
@@ -157,16 +161,6 @@ impl Capture {
             "this kernel lets no probes be attached ({})",
             reasons.join("; ")
         )
-    }
-
-    /// Has every process told that begins to run a program, targets or not.
-    ///
-    /// # Errors
-    /// What the kernel answers.
-    pub fn announce_programs(&self) -> Result<()> {
-        // SAFETY: the map's own types.
-        unsafe { bpf::update(self.object.map("ANNOUNCE")?, &0u32, &1u32) }
-            .context("cannot ask for new programs")
     }
 
     /// A descriptor that is readable when records wait in the ring buffer.
@@ -262,7 +256,13 @@ impl Capture {
             quarantine: &self.quarantine,
             seccomp_survives: self.seccomp_survives,
         };
-        let target = Target::attach(&mut self.object, &mut self.files, dangers, process, place)?;
+        // Before the kernel knows it as a target: nothing of it goes unseen.
+        let reason = Reason::Target(pid);
+        self.events
+            .need(&mut self.object, reason)
+            .map_err(|error| Refusal::Other(format!("{error:#}")))?;
+        let target = Target::attach(&mut self.object, &mut self.files, dangers, process, place)
+            .inspect_err(|_| self.events.release(&mut self.object, reason))?;
         self.targets.insert(pid, target);
         Ok(())
     }
@@ -319,7 +319,11 @@ impl Capture {
         self.stacks.retain(|_, stack| stack.tgid != id);
         if let Some(target) = self.targets.remove(&id) {
             target.release(&self.object);
+            if let Some(until) = target.suspect_until() {
+                self.events.keep_until(Reason::Lately, until);
+            }
         }
+        self.events.release(&mut self.object, Reason::Target(id));
     }
 
     /// A target.
@@ -396,7 +400,6 @@ impl Capture {
                     stale.push(tgid);
                 }
                 Event::Exit(status) => incidents.push((tgid, Incident::Ended(status))),
-                Event::Start => incidents.push((tgid, Incident::Started)),
                 Event::UnknownMapping(_) => stale.push(tgid),
             }
         }
@@ -426,6 +429,8 @@ impl Capture {
             target.refresh_if_due(&mut self.object, &mut self.files, dangers);
         }
         self.look_at_earlier_waits();
+        let now = Duration::from_nanos(kernel::monotonic_ns());
+        self.events.tick(&mut self.object, now);
         // One that runs another program unwinds by its old mappings until the
         // new ones are known.
         let settled = |target: &Target| !target.space.code.is_empty();

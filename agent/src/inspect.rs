@@ -274,7 +274,7 @@ impl<'a> Inspection<'a> {
             match happening {
                 Happening::Forked { parent, child } => self.handle_fork(parent, child),
                 Happening::Executed(id) => self.watch_start(id),
-                Happening::Ended(_) | Happening::Started(_) => {}
+                Happening::Ended(_) => {}
             }
         }
     }

@@ -79,8 +79,6 @@ pub enum Happening {
     Executed(TargetId),
     /// A followed process ended; its last observation is made.
     Ended(TargetId),
-    /// Another process begins to run a program.
-    Started(u32),
 }
 
 /// Processes that are followed.
@@ -244,7 +242,6 @@ impl Investigation {
                     }
                     happenings.push(Happening::Forked { parent: id, child });
                 }
-                Incident::Started => happenings.push(Happening::Started(id)),
             }
         }
         happenings

@@ -24,10 +24,6 @@ impl Header {
     pub const EXIT: u32 = 4;
     /// A [`MappingRecord`]: code outside every known mapping was met.
     pub const MAPPING: u32 = 5;
-    /// A [`ProcessRecord`]: a process that is no target begins to run a
-    /// program. A lost one is no loss: whoever watches processes looks for
-    /// itself, too.
-    pub const START: u32 = 6;
 }
 
 /// The frames of an allocation stack, once per distinct stack.

@@ -61,8 +61,8 @@ impl FunctionKind {
 }
 
 /// The cookie of one probe: which target it belongs to and what the function
-/// does. Bits 0–7 [`FunctionKind`], bit 8 [`Cookie::MAY_NEST`], bits 16–31
-/// slot in the target table.
+/// does. Bits 0–7 [`FunctionKind`], bit 8 [`Cookie::MAY_NEST`], bit 9
+/// [`Cookie::STEPPED`], bits 16–31 slot in the target table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie(pub u64);
 
@@ -71,11 +71,29 @@ impl Cookie {
     /// its return must be seen even when it is not sampled. A function that
     /// frees: a realloc of its family may call it.
     pub const MAY_NEST: u64 = 1 << 8;
+    /// The kernel single-steps the probed instruction, which takes ten times
+    /// as long as one that it emulates.
+    pub const STEPPED: u64 = 1 << 9;
 
     /// Packs a cookie.
     pub const fn new(slot: u32, kind: FunctionKind, may_nest: bool) -> Self {
         let nest = if may_nest { Self::MAY_NEST } else { 0 };
         Self(kind as u64 | nest | ((slot as u64) << 16))
+    }
+
+    /// The same, of a probe that is single-stepped or not.
+    #[must_use]
+    pub const fn stepped(self, stepped: bool) -> Self {
+        if stepped {
+            Self(self.0 | Self::STEPPED)
+        } else {
+            Self(self.0 & !Self::STEPPED)
+        }
+    }
+
+    /// Whether the kernel single-steps the probed instruction.
+    pub const fn is_stepped(self) -> bool {
+        self.0 & Self::STEPPED != 0
     }
 
     /// Number of the function kind.
@@ -232,10 +250,12 @@ pub struct TargetCounts {
     pub sampled: u64,
     /// Frees of recorded blocks.
     pub sampled_frees: u64,
+    /// Hits of single-stepped probes, those that count as no call included.
+    pub stepped: u64,
     /// Events that could not be recorded, by [`super::loss::Loss`].
     pub lost: [u64; super::loss::Loss::COUNT],
 }
-assert_size!(TargetCounts, 40 + 8 * super::loss::Loss::COUNT);
+assert_size!(TargetCounts, 48 + 8 * super::loss::Loss::COUNT);
 
 impl TargetCounts {
     /// Adds another count.
@@ -245,6 +265,7 @@ impl TargetCounts {
         self.frees += other.frees;
         self.sampled += other.sampled;
         self.sampled_frees += other.sampled_frees;
+        self.stepped += other.stepped;
         for (sum, lost) in self.lost.iter_mut().zip(other.lost) {
             *sum += lost;
         }

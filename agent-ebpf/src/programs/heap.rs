@@ -110,6 +110,15 @@ fn scene(ctx: *mut c_void, thread_id: u64) -> Option<Scene> {
     })
 }
 
+/// Counts the hit if its instruction is single-stepped: most are not.
+#[inline(always)]
+fn count_step(scene: &Scene) {
+    if scene.cookie.is_stepped() {
+        // SAFETY: a map value.
+        add(unsafe { &raw mut (*scene.counts).stepped }, 1);
+    }
+}
+
 #[inline(always)]
 fn lose(counts: *mut TargetCounts, cause: Loss) {
     // SAFETY: a map value; the index is a constant.
@@ -152,6 +161,7 @@ fn enter(ctx: *mut c_void) -> u32 {
     let Some(scene) = scene(ctx, bpf_get_current_pid_tgid()) else {
         return SKIP_RETURN;
     };
+    count_step(&scene);
     // SAFETY: the kernel's register set and map values.
     unsafe {
         let regs = &*(ctx as *const pt_regs);
@@ -470,6 +480,7 @@ fn release(ctx: *mut c_void) {
     let Some(scene) = scene(ctx, bpf_get_current_pid_tgid()) else {
         return;
     };
+    count_step(&scene);
     // SAFETY: the kernel's register set and map values.
     unsafe {
         let regs = &*(ctx as *const pt_regs);

@@ -1,4 +1,6 @@
-//! Fork, exec and exit of targets, and the end of their threads.
+//! Fork, exec and exit of targets, and the end of their threads. Attached only
+//! while there are targets (`capture/events.rs`): all processes of the host
+//! pass here.
 #![expect(
     clippy::needless_pass_by_value,
     reason = "aya's macro passes the context by value"
@@ -17,28 +19,19 @@ use aya_log_ebpf::debug;
 
 use super::futex;
 use crate::{
-    maps::{self, ANNOUNCE, COUNTS, EPOCHS, GENERATIONS, MAPPINGS, RING, SLOTS, TARGETS, global},
+    maps::{self, COUNTS, EPOCHS, GENERATIONS, MAPPINGS, RING, SLOTS, TARGETS, global},
     threads,
 };
 
-/// Whether there was room.
-fn tell(kind: u32, tgid: u32, detail: u32) -> bool {
-    let Some(mut entry) = RING.reserve::<ProcessRecord>(0) else {
-        return false;
-    };
-    entry.write(ProcessRecord {
-        header: Header { kind, tgid },
-        detail,
-        reserved: 0,
-    });
-    entry.submit(0);
-    true
-}
-
 fn send(kind: u32, tgid: u32, slot: u32, detail: u32) {
-    if !tell(kind, tgid, detail)
-        && let Some(counts) = COUNTS.get_ptr_mut(slot)
-    {
+    if let Some(mut entry) = RING.reserve::<ProcessRecord>(0) {
+        entry.write(ProcessRecord {
+            header: Header { kind, tgid },
+            detail,
+            reserved: 0,
+        });
+        entry.submit(0);
+    } else if let Some(counts) = COUNTS.get_ptr_mut(slot) {
         // SAFETY: a map value; these events are too rare to race.
         unsafe { (*counts).lost[Loss::RingFull as usize] += 1 };
     }
@@ -78,12 +71,7 @@ pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
 pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
     let id = bpf_get_current_pid_tgid();
     let tgid = (id >> 32) as u32;
-    let Some(slot) = slot_of(tgid) else {
-        if ANNOUNCE.get(0).is_some_and(|announce| *announce != 0) {
-            tell(Header::START, tgid, 0);
-        }
-        return 0;
-    };
+    let Some(slot) = slot_of(tgid) else { return 0 };
     let (Some(target), Some(epoch)) = (TARGETS.get_ptr_mut(slot), EPOCHS.get_ptr_mut(slot)) else {
         return 0;
     };

@@ -32,8 +32,6 @@ pub enum Event {
     Exec(u32),
     /// It ended; its wait status.
     Exit(u32),
-    /// It is no target and begins to run a program.
-    Start,
     /// Code at this address lies in no mapping known to the kernel.
     UnknownMapping(u64),
 }
@@ -46,7 +44,6 @@ pub fn decode(record: &[u8]) -> Option<(u32, Event)> {
         Header::FORK => Event::Fork(plain::<ProcessRecord>(record)?.detail),
         Header::EXEC => Event::Exec(plain::<ProcessRecord>(record)?.detail),
         Header::EXIT => Event::Exit(plain::<ProcessRecord>(record)?.detail),
-        Header::START => Event::Start,
         Header::MAPPING => Event::UnknownMapping(plain::<MappingRecord>(record)?.address),
         _ => return None,
     };

@@ -50,6 +50,8 @@ const REFRESH_AT_START: Duration = Duration::from_micros(200);
 const START: Duration = Duration::from_secs(1);
 /// New files appear without a sign when nothing they do is sampled.
 const REFRESH_ANYWAY: Duration = Duration::from_secs(10);
+/// A death so long after the last probe came off may be its doing.
+const LATELY: Duration = Duration::from_mins(1);
 /// Perf events are taken off one by one, a grace period each.
 const MAX_PERF_PROBES: usize = 16;
 
@@ -244,11 +246,22 @@ impl Target {
     /// Whether probes are on, or were so lately that they may still be what
     /// ends the process.
     pub fn is_suspect(&self) -> bool {
-        const LATELY_NS: u64 = 60_000_000_000;
         self.is_attached()
             || self
-                .unprobed_ns
-                .is_some_and(|then| kernel::monotonic_ns().saturating_sub(then) < LATELY_NS)
+                .unprobed()
+                .is_some_and(|then| then + LATELY > Duration::from_nanos(kernel::monotonic_ns()))
+    }
+
+    /// Until when probes may still be what ends it, now that they are off,
+    /// CLOCK_MONOTONIC; none when it was never probed or has ended.
+    pub(super) fn suspect_until(&self) -> Option<Duration> {
+        self.unprobed()
+            .filter(|_| self.process.is_running())
+            .map(|then| then + LATELY)
+    }
+
+    fn unprobed(&self) -> Option<Duration> {
+        self.unprobed_ns.map(Duration::from_nanos)
     }
 
     /// Whether probes are on.

@@ -39,11 +39,10 @@ pub struct Outcome {
 pub fn run(capture: &mut Capture, method: Method) -> Result<Outcome> {
     let mut child = start()?;
     let outcome = try_on(capture, method, &mut child);
-    let pid = child.id();
-    capture.forget(pid);
     // Its end was awaited; if it hangs, it is ours to end.
     drop(child.kill());
     drop(child.wait());
+    capture.forget(child.id());
     outcome
 }
 

@@ -4,8 +4,6 @@
 use std::time::Duration;
 
 use agent_ebpf::abi::heap::TargetCounts;
-use anyhow::{Context as _, Result};
-
 use super::{Account, Investigation, Sampling, survey, survey::Step, survey::Survey};
 use crate::{
     capture::{
@@ -205,16 +203,6 @@ impl Investigation {
         for id in self.accounts.keys() {
             self.capture.detach(*id);
         }
-    }
-
-    /// Has new programs told, as [`super::Happening::Started`].
-    ///
-    /// # Errors
-    /// What the kernel answers.
-    pub fn announce_programs(&self) -> Result<()> {
-        self.capture
-            .announce_programs()
-            .context("new programs are only found by looking for them")
     }
 }
 
