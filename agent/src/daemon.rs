@@ -158,11 +158,7 @@ impl Daemon {
     }
 
     async fn run(mut self) -> Result<u8> {
-        let mut events = Events::new(
-            self.ring()?,
-            self.settings.watch.interval,
-            JUDGE_EVERY,
-        )?;
+        let mut events = Events::new(self.ring()?, self.settings.watch.interval, JUDGE_EVERY)?;
         self.health.listen(&self.settings).await?;
         self.ready();
         tracing::info!(
@@ -255,7 +251,8 @@ impl Daemon {
         }
         if !self.settings.pinned.is_empty() {
             let newcomers = sweep.born.iter().chain(&sweep.executed);
-            self.newcomers.extend(newcomers.map(|newcomer| (*newcomer, at)));
+            self.newcomers
+                .extend(newcomers.map(|newcomer| (*newcomer, at)));
         }
         for suspect in &sweep.suspects {
             self.pursuits.grows(suspect.identity, at);

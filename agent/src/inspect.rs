@@ -25,7 +25,7 @@ use crate::{
     cli::{InspectArgs, ModeArg},
     finding::Command,
     host::{pressure::Pressure, privilege, process::Process, urgency::Urgency},
-    investigation::{self, Account, Happening, Investigation, Sampling},
+    investigation::{self, Account, Happening, Investigation, Sampling, Sighting},
 };
 
 /// Live blocks of all targets together; 29 MB of kernel memory.
@@ -83,6 +83,12 @@ struct Inspection<'a> {
 impl<'a> Inspection<'a> {
     fn new(args: &'a InspectArgs, waiting: Option<Waiting>) -> Result<Self> {
         let selection = selection::select(&args.pid, &args.unit, &args.name)?;
+        // Loading the kernel programs takes a second or two, in which the
+        // processes show what they use unprobed.
+        let pids = selection.processes.iter().map(|process| process.pid);
+        let sightings = pids
+            .filter_map(|pid| Some((pid, Sighting::of(pid).ok()?)))
+            .collect();
         let live_blocks = if args.sample == Some(1) {
             LIVE_BLOCKS_EXACT
         } else {
@@ -90,9 +96,11 @@ impl<'a> Inspection<'a> {
         };
         let forced = args.attach.map(|by| [Method::from(by)]);
         let methods = forced.as_ref().map_or(&Method::ALL[..], |method| method);
+        let mut investigation = Investigation::new(live_blocks, methods)?;
+        investigation.sighted(sightings);
         Ok(Self {
             args,
-            investigation: Investigation::new(live_blocks, methods)?,
+            investigation,
             selection,
             waiting,
             child: None,

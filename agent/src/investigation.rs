@@ -10,6 +10,7 @@ mod account;
 mod description;
 mod fineness;
 mod governed;
+mod own_cpu;
 mod residence;
 mod survey;
 mod task_life;
@@ -21,6 +22,8 @@ use agent_ebpf::abi::heap::{Target, TargetCounts};
 use anyhow::Result;
 
 pub use account::Account;
+pub use own_cpu::Sighting;
+use own_cpu::{OwnCpu, Phase};
 
 use crate::{
     analysis::Settings,
@@ -95,6 +98,8 @@ pub struct Investigation {
     tables_rest: Duration,
     /// What the threads of all other processes pay while waits are followed.
     strangers: waits::Debt,
+    /// Processor time of processes that are soon followed.
+    sightings: HashMap<u32, Sighting>,
 }
 
 impl Investigation {
@@ -115,6 +120,7 @@ impl Investigation {
             read_at: Duration::ZERO,
             tables_rest: Duration::ZERO,
             strangers: waits::Debt::default(),
+            sightings: HashMap::new(),
         })
     }
 
@@ -137,6 +143,16 @@ impl Investigation {
         self.capture.ebpf()
     }
 
+    /// Enters looks at processes that are followed next: what they used of
+    /// processors before they were probed is known from then on.
+    pub fn sighted(&mut self, sightings: HashMap<u32, Sighting>) {
+        self.sightings = sightings;
+    }
+
+    fn own_cpu(&mut self, pid: u32) -> OwnCpu {
+        OwnCpu::new(pid, self.sightings.remove(&pid))
+    }
+
     /// Starts to follow a process. `upcoming` are files that it is about to
     /// map.
     ///
@@ -149,22 +165,24 @@ impl Investigation {
         upcoming: &[PathBuf],
     ) -> Result<(), Refusal> {
         let first = sampling.first_mean();
+        let mut own_cpu = self.own_cpu(process.pid);
+        own_cpu.turn(Phase::Probed);
         if upcoming.is_empty() {
             self.capture.attach(process.clone(), first)?;
         } else {
             self.capture
                 .attach_command(process.clone(), first, upcoming)?;
         }
-        self.begin(process, sampling);
+        self.begin(process, sampling, own_cpu);
         Ok(())
     }
 
     /// Opens the account of a process that is a target now.
-    fn begin(&mut self, process: Process, sampling: Sampling) {
+    fn begin(&mut self, process: Process, sampling: Sampling, own_cpu: OwnCpu) {
         let pid = process.pid;
         let attached = self.attached_ns(pid);
         self.accounts
-            .insert(pid, Account::new(process, attached, sampling));
+            .insert(pid, Account::new(process, attached, sampling, own_cpu));
     }
 
     /// Has page faults sampled, which tell where memory grows that no
@@ -258,7 +276,7 @@ impl Investigation {
         };
         account.unfollowed += 1;
         // Windows end by themselves when children pay for them.
-        if account.survey.is_some() || account.unprobed {
+        if account.survey.is_some() {
             return Ok(());
         }
         let fixed = !spare || self.capture.method() == Method::Perf;
@@ -378,6 +396,7 @@ impl Investigation {
             let reading = readings.remove(&id).unwrap_or_default();
             live += reading.live.len();
             if let Some(account) = self.accounts.get_mut(&id).filter(|account| !account.closed) {
+                account.own_cpu().pass();
                 let target = self.capture.target(id);
                 account.every_call = target.is_some_and(capture::target::Target::counts_every_call);
                 let dropped = target.map_or(0, |target| target.space.dropped as u64);
@@ -407,7 +426,7 @@ impl Investigation {
                 continue;
             };
             let first = current == Target::COUNT_ONLY;
-            if account.survey.is_some() || account.unprobed {
+            if account.survey.is_some() {
                 continue;
             }
             let early = now.saturating_sub(account.attached_ns) < FIRST_LOOK.as_nanos() as u64;
@@ -468,7 +487,7 @@ impl Investigation {
         Some(description::describe(
             &self.capture,
             account,
-            self.governed_slowdown(id),
+            self.cost(account),
             settings,
             symbols,
         ))

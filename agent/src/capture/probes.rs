@@ -18,6 +18,8 @@ pub struct FunctionProbe {
     pub may_nest: bool,
     /// The probed instruction, as an offset in the file.
     pub offset: u64,
+    /// The kernel must single-step it.
+    pub stepped: bool,
 }
 
 /// An allocator family, ready to be probed as a whole.
@@ -71,6 +73,7 @@ fn probes(elf: &Elf<'_>, call_frames: &CallFrames<'_>, family: Family) -> Family
                     kind: function.kind,
                     may_nest: function.may_nest,
                     offset: function.file_offset + point.offset,
+                    stepped: !point.emulated(),
                 });
                 // A return probe in the wrong place kills the target: asked
                 // again, apart from how the place was chosen.

@@ -12,13 +12,14 @@ use std::{
 use agent_ebpf::abi::{
     fault::FaultSite,
     futex::{Place as WaitPlace, Wait, WaitTotals},
-    heap::{Target as Slot, TaskIdRecipe},
+    heap::{Cookie, Target as Slot, TaskIdRecipe},
 };
 use anyhow::{Context as _, Result};
 
 use super::{
     address_space::AddressSpace,
-    array, bpf,
+    array,
+    bpf::{self, Point},
     files::{CodeFile, Files},
     links::{FilePoints, Links, Method},
     object::Object,
@@ -229,6 +230,19 @@ impl Target {
                 .allocators
                 .iter()
                 .all(|allocator| allocator.why_not.is_none() && allocator.uncovered.is_empty())
+    }
+
+    /// Whether any probe on an allocating function, and any on a freeing one,
+    /// is single-stepped.
+    pub fn is_stepped(&self) -> (bool, bool) {
+        let any = |of: fn(&FilePoints) -> &[Point]| {
+            let mut points = self.probed.iter().flat_map(|probed| of(&probed.points));
+            points.any(|point| Cookie(point.cookie).is_stepped())
+        };
+        (
+            any(|points| &points.allocating),
+            any(|points| &points.freeing),
+        )
     }
 
     /// Device and inode of the files that are probed.

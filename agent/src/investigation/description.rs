@@ -3,10 +3,9 @@
 use std::{
     collections::{BTreeMap, HashSet},
     path::Path,
-    time::Duration,
 };
 
-use super::account::Account;
+use super::{account::Account, governed::Cost};
 use crate::{
     analysis::{self, Context, Identity, MemoryLimit, Outcome, Settings, waits},
     capture::{Capture, address_space::AddressSpace, ring},
@@ -26,7 +25,7 @@ use agent_ebpf::abi::{heap::TaskIdRecipe, stack::StackEnd};
 pub(super) fn describe(
     capture: &Capture,
     account: &Account,
-    slowdown_percent: Option<f64>,
+    cost: Cost,
     settings: &Settings,
     symbols: &mut Symbols,
 ) -> Process {
@@ -105,7 +104,7 @@ pub(super) fn describe(
         allocators: target
             .map(|target| target.allocators.iter().map(allocator).collect())
             .unwrap_or_default(),
-        capture: measured(capture, account, slowdown_percent),
+        capture: measured(capture, account, cost),
         detection_limit_bytes_per_s,
         why_not,
         rss: outcome.rss,
@@ -186,14 +185,9 @@ fn tell_tasks(
 }
 
 /// What was measured, and what was lost.
-fn measured(
-    capture: &Capture,
-    account: &Account,
-    slowdown_percent: Option<f64>,
-) -> finding::Capture {
+fn measured(capture: &Capture, account: &Account, cost: Cost) -> finding::Capture {
     let (mode, windows, open, mean) = match account.surveyed() {
         Some(survey) => ("survey", survey.windows, survey.open_time, survey.coarsest),
-        None if account.unprobed => ("watch", 0, Duration::ZERO, 0),
         None => ("trace", 1, account.observed, account.coarsest),
     };
     finding::Capture {
@@ -204,7 +198,8 @@ fn measured(
         allocations: account.counts.allocations,
         sampled: account.counts.sampled,
         lost: lost(capture, account),
-        target_slowdown_percent: slowdown_percent.or_else(|| account.slowdown_percent()),
+        target_slowdown_percent: cost.slowdown_percent,
+        target_cpu: cost.cpu,
         agent_cpu_percent: None,
         decisions: account
             .survey
@@ -217,9 +212,6 @@ fn measured(
 
 /// Why nothing can be said about leaks that were not seen.
 fn blind(account: &Account) -> Option<String> {
-    if account.unprobed {
-        return Some("no probe was set: the mode is watch".to_owned());
-    }
     match account.surveyed() {
         Some(survey) => survey.refused.clone(),
         None => account.blind(),

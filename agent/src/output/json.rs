@@ -118,7 +118,11 @@ mod tests {
         );
         assert_eq!(
             keys(&process["capture"]),
-            "agent_cpu_percent allocations decisions lost mode open_s sampled sampling_mean_bytes target_slowdown_percent windows"
+            "agent_cpu_percent allocations decisions lost mode open_s sampled sampling_mean_bytes target_cpu target_slowdown_percent windows"
+        );
+        assert_eq!(
+            keys(&process["capture"]["target_cpu"]),
+            "cores_before cores_between cores_during probe_percent_of_own probe_percent_overall"
         );
         let finding = &process["findings"][0];
         assert_eq!(

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::finding::{
-    Document, Process,
+    Document, Process, TargetCpu,
     units::{bytes, count, rate, time},
 };
 
@@ -194,6 +194,9 @@ fn capture(process: &Process, out: &mut impl Write) -> io::Result<()> {
     if !costs.is_empty() {
         writeln!(out, "  Cost of observing: {}.", costs.join(", "))?;
     }
+    if let Some(sentence) = own_cpu(&capture.target_cpu) {
+        finding::wrapped(out, "  ", "    ", &sentence)?;
+    }
     for allocator in process
         .allocators
         .iter()
@@ -224,6 +227,31 @@ fn capture(process: &Process, out: &mut impl Write) -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// What probing is in terms of the processor time that the process itself
+/// uses; none when no probe was on.
+fn own_cpu(cpu: &TargetCpu) -> Option<String> {
+    let during = cpu.cores_during?;
+    let before = match cpu.cores_before {
+        Some(cores) => format!("{cores:.3} cores before"),
+        None => "not measured before".to_owned(),
+    };
+    let between = cpu
+        .cores_between
+        .map_or_else(String::new, |cores| format!(", {cores:.3} between windows"));
+    let share = cpu.probe_percent_of_own.map_or_else(String::new, |share| {
+        format!("; the probes took about {share:.1} % of that")
+    });
+    let overall = cpu
+        .probe_percent_overall
+        .filter(|_| cpu.cores_between.is_some());
+    let overall = overall.map_or_else(String::new, |share| {
+        format!(", {share:.1} % of all it used since the first window")
+    });
+    Some(format!(
+        "Its own processor time: {before}{between}, {during:.3} cores while probed{share}{overall}."
+    ))
 }
 
 fn losses(process: &Process, out: &mut impl Write) -> io::Result<()> {

@@ -91,10 +91,10 @@ impl Target {
                         FunctionKind::Free => moving_frees,
                         _ => function.may_nest,
                     };
-                    let cookie = Cookie::new(self.slot, function.kind, may_nest).0;
+                    let cookie = Cookie::new(self.slot, function.kind, may_nest);
                     let point = Point {
                         offset: function.offset,
-                        cookie,
+                        cookie: cookie.stepped(function.stepped).0,
                     };
                     match function.kind {
                         FunctionKind::Free => points.freeing.push(point),
