@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
@@ -26,7 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// A daemon with a journal of its own.
-struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     journal: PathBuf,
     log: PathBuf,
@@ -35,17 +35,13 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(settings: &str) -> Result<Self> {
+    pub(crate) fn start(settings: &str) -> Result<Self> {
         let directory = lab::fresh("daemon")?;
         let journal = directory.join("journal");
         fs::create_dir_all(&journal)?;
         let metrics = directory.join("lingerscope.prom");
         let file = directory.join("lingerscope.yaml");
-        let text = format!(
-            "{settings}\nmetrics:\n  textfile: {}\n  interval: 1s\n",
-            metrics.display()
-        );
-        fs::write(&file, text)?;
+        write(&file, settings, &metrics)?;
         let log = directory.join("log");
         let child = Command::new(lab::programs().join("with-journald"))
             .arg(&journal)
@@ -66,12 +62,17 @@ impl Daemon {
         })
     }
 
-    fn log(&self) -> String {
+    /// Gives it other settings, which it reads when it is told to.
+    pub(crate) fn set(&self, settings: &str) -> Result<()> {
+        write(&self.settings, settings, &self.metrics)
+    }
+
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Process id of lingerscope itself: a child of the script.
-    fn pid(&self) -> Result<u32> {
+    pub(crate) fn pid(&self) -> Result<u32> {
         let script = self.child.id();
         let children = format!("/proc/{script}/task/{script}/children");
         let list = fs::read_to_string(&children).with_context(|| children.clone())?;
@@ -84,7 +85,7 @@ impl Daemon {
             .with_context(|| format!("no daemon runs\n{}", self.log()))
     }
 
-    fn stop(&mut self) -> Result<()> {
+    pub(crate) fn stop(&mut self) -> Result<()> {
         program::signal(self.pid()?, libc::SIGTERM)?;
         let Some(status) = program::wait(&mut self.child, Duration::from_secs(20))? else {
             bail!("the daemon does not end\n{}", self.log());
@@ -111,6 +112,14 @@ impl Daemon {
             .map(|line| serde_json::from_str(line).context("journalctl printed no JSON"))
             .collect()
     }
+}
+
+fn write(file: &Path, settings: &str, metrics: &Path) -> Result<()> {
+    let text = format!(
+        "{settings}\nmetrics:\n  textfile: {}\n  interval: 1s\n",
+        metrics.display()
+    );
+    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
 impl Drop for Daemon {

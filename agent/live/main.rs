@@ -12,6 +12,7 @@ mod allocators;
 mod attach;
 mod bad_input;
 mod breakpoints;
+mod bystanders;
 mod command;
 mod containers;
 mod costs;
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
     let side_by_side = [
         // The longest first.
         survey::trials(),
+        bystanders::trials(),
         task_life::trials(),
         leaks::trials(),
         healthy::trials(),

@@ -66,7 +66,7 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts it, and waits until it has nothing more to do; with `followed`,
-    /// until it follows that.
+    /// until it has decided how to follow that.
     pub(crate) fn start(settings: &str, followed: Option<&Followed>) -> Result<Self> {
         let program = env::var_os("LINGERSCOPE_BIN").context("LINGERSCOPE_BIN names no program")?;
         let directory =
@@ -86,7 +86,7 @@ impl Daemon {
             .context("cannot start the daemon")?;
         let mut daemon = Self { child, directory };
         let sign = match followed {
-            Some(followed) => format!("following pid={}", followed.0.id()),
+            Some(followed) => format!("process {}: ", followed.0.id()),
             None => "watching".to_owned(),
         };
         let began = Instant::now();

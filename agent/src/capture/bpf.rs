@@ -312,6 +312,17 @@ pub unsafe fn clear<K: Pod>(map: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// One element as bytes.
+#[cfg(test)]
+pub(super) unsafe fn lookup<K>(map: BorrowedFd<'_>, key: &K, value: &mut [u8]) -> io::Result<()> {
+    let mut attributes = Attributes::new()
+        .set(0, map.as_raw_fd() as u32)
+        .set_pointer(8, key)
+        .set_pointer(16, value.as_mut_ptr());
+    // SAFETY: the sizes fit, as promised by the caller.
+    unsafe { attributes.call(1, 32) }.map(drop)
+}
+
 /// Elements that [`clear`] removes at most; ours have fewer.
 const MAX_CLEARED: usize = 1 << 20;
 

@@ -108,6 +108,12 @@ impl Events {
         self.end_others(object);
     }
 
+    /// How many are on.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.on.len()
+    }
+
     fn attach(&mut self, object: &mut Object, reason: Reason) -> Result<()> {
         for event in reason.events() {
             if self.on.contains_key(event) {

@@ -101,3 +101,73 @@ fn a_target_that_is_forgotten_leaves_no_stacks() {
     capture.forget(id);
     assert!(capture.stacks.is_empty());
 }
+
+#[test]
+fn events_are_on_while_there_is_a_reason() {
+    let Some((child, mut capture)) = prepared() else {
+        return;
+    };
+    let id = child.pid as u32;
+    let attach = |capture: &mut Capture| {
+        let process = Process::of(id).unwrap();
+        let mean = agent_ebpf::abi::heap::Target::COUNT_ONLY;
+        capture.attach(process, mean).unwrap();
+    };
+    assert_eq!(capture.events.len(), 0);
+    attach(&mut capture);
+    assert_eq!(capture.events.len(), 3);
+    capture.follow_waits(id).unwrap();
+    assert_eq!(capture.events.len(), 4);
+    capture.pause_waits(id);
+    assert_eq!(capture.events.len(), 3);
+    // It was probed until now, and may still die of it.
+    capture.forget(id);
+    assert_eq!(capture.events.len(), 3);
+    let now = Duration::from_nanos(kernel::monotonic_ns());
+    let after = |seconds| now + Duration::from_secs(seconds);
+    capture.events.tick(&mut capture.object, after(59));
+    assert_eq!(capture.events.len(), 3);
+    capture.events.tick(&mut capture.object, after(61));
+    assert_eq!(capture.events.len(), 0);
+    // A process that is gone needs no watching.
+    attach(&mut capture);
+    assert_eq!(capture.events.len(), 3);
+    drop(child);
+    capture.forget(id);
+    assert_eq!(capture.events.len(), 0);
+}
+
+/// Nobody sees threads end while no process is followed.
+#[test]
+fn records_of_threads_do_not_outlive_the_event_of_their_end() {
+    let Some((child, mut capture)) = prepared() else {
+        return;
+    };
+    let stale = |capture: &Capture| {
+        let mut found = Vec::new();
+        for (name, key) in [("THREADS", 7u64), ("THREAD_PLACES", 7), ("OPEN", 0)] {
+            let map = object::data(capture.object.aya_map(name).unwrap()).unwrap();
+            let mut value = vec![0u8; map.info().unwrap().value_size() as usize];
+            // SAFETY: the key is as long as the longest, the value as its own.
+            let there = unsafe { bpf::lookup(capture.object.map(name).unwrap(), &key, &mut value) };
+            if there.is_ok() && value.iter().any(|byte| *byte != 0) {
+                found.push(name);
+            }
+        }
+        found
+    };
+    for (name, key) in [("THREADS", 7u64), ("THREAD_PLACES", 7), ("OPEN", 0)] {
+        let map = object::data(capture.object.aya_map(name).unwrap()).unwrap();
+        let value = vec![1u8; map.info().unwrap().value_size() as usize];
+        let map = capture.object.map(name).unwrap();
+        // SAFETY: as above.
+        unsafe { bpf::update(map, &key, value.as_slice()) }.unwrap();
+    }
+    assert_eq!(stale(&capture), ["THREADS", "THREAD_PLACES", "OPEN"]);
+    let id = child.pid as u32;
+    capture
+        .events
+        .need(&mut capture.object, Reason::Target(id))
+        .unwrap();
+    assert!(stale(&capture).is_empty(), "{:?}", stale(&capture));
+}
