@@ -32,7 +32,7 @@ fn told(flags: &[&str], name: &str) -> Result<f64> {
     let path = lab::compile("cc", "leak.c", flags, name)?;
     let small = SmallLeak::start(&path, &mut lab::random(name)?)?;
     let report = Inspection::of(small.pid(), 6)?
-        .arguments(["--mode", "trace", "--sample", "1000000"])
+        .arguments(["--sample", "1000000"])
         .run()?;
     let capture = &report.process(small.pid())?["capture"];
     let number = |name: &str| {
@@ -61,7 +61,9 @@ fn own_processor_time() -> Result<()> {
     let small = SmallLeak::start(&path, &mut lab::random("costs::own")?)?;
     let pid = small.pid();
     for mode in ["trace", "auto"] {
-        let report = Inspection::of(pid, 6)?.arguments(["--mode", mode]).run()?;
+        let report = Inspection::by_mode(mode, 6)?
+            .arguments(["-p", &pid.to_string()])
+            .run()?;
         let cpu = &report.process(pid)?["capture"]["target_cpu"];
         let number = |name: &str| {
             let value = cpu[name].as_f64();

@@ -7,12 +7,11 @@
 mod event;
 mod following;
 mod health;
+mod limits;
 mod pursuit;
 mod told;
 
-use std::{collections::VecDeque, path::PathBuf, time::Duration};
-
-use std::os::fd::OwnedFd;
+use std::{collections::VecDeque, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::time::Instant;
@@ -88,8 +87,8 @@ pub fn run(args: &DaemonArgs) -> Result<u8> {
     // No core dump of ours may carry what was read from a target.
     // SAFETY: takes numbers only.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
-    keep_heap_small();
-    raise_file_limit();
+    limits::keep_heap_small();
+    limits::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -98,22 +97,6 @@ pub fn run(args: &DaemonArgs) -> Result<u8> {
             .run()
             .await
     })
-}
-
-/// What reading a large program takes is needed for a moment, and this runs
-/// for months: large buffers go back to the system at once, and threads that
-/// come and go share one heap.
-fn keep_heap_small() {
-    #[cfg(target_env = "gnu")]
-    {
-        const LARGE: libc::c_int = 128 << 10;
-        // SAFETY: numbers only, and no other thread runs yet.
-        unsafe {
-            libc::mallopt(libc::M_ARENA_MAX, 1);
-            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
-        }
-    }
 }
 
 fn now() -> Moment {
@@ -163,7 +146,7 @@ impl Daemon {
         self.ready();
         tracing::info!(
             mode = %self.settings.mode,
-            attach = self.following.as_ref().map(|following| following.investigation.capture().method().name()),
+            attach = self.following.as_ref().map(Following::method),
             "watching"
         );
         loop {
@@ -554,21 +537,6 @@ fn judged(settings: &Settings) -> analysis::Settings {
         page_within: settings.alerts.page_within,
         least_rate: settings.verdicts.min_rate.0,
         ..analysis::Settings::default()
-    }
-}
-
-/// Many processes mean many open files of `/proc`.
-fn raise_file_limit() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` is a valid place for the result.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
-        limit.rlim_cur = limit.rlim_max;
-        // SAFETY: `limit` holds what the call before has written. Without
-        // more files the watch opens them anew each time.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     }
 }
 

@@ -243,6 +243,35 @@ fn a_zombie_is_gone_and_kernel_threads_are_no_processes() {
     assert!(!sweep(&mut watch).gone.contains(&identity), "told twice");
 }
 
+#[test]
+fn another_program_of_a_process_is_told_once() {
+    let mut watch = Watch::new(&quick()).unwrap();
+    let mut shell = Command::new("sh")
+        .args(["-c", "read word; exec sleep 100"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let identity = Stat::of(shell.id()).unwrap().identity;
+    let mut go = shell.stdin.take().unwrap();
+    let exe = || fs::read_link(format!("/proc/{}/exe", identity.pid)).unwrap();
+    let shells = exe();
+    assert!(sweep(&mut watch).born.contains(&identity));
+    assert!(!sweep(&mut watch).executed.contains(&identity));
+    std::io::Write::write_all(&mut go, b"go\n").unwrap();
+    while exe() == shells {
+        thread::yield_now();
+    }
+    // It maps its libraries first.
+    thread::sleep(Duration::from_millis(200));
+    assert!(sweep(&mut watch).executed.contains(&identity));
+    assert!(
+        !sweep(&mut watch).executed.contains(&identity),
+        "told twice"
+    );
+    shell.kill().unwrap();
+    shell.wait().unwrap();
+}
+
 /// A new process with an old process id, as far as the kernel lets us choose.
 #[test]
 fn a_process_id_used_again_is_another_process() {

@@ -16,7 +16,7 @@ pub(crate) const FOLLOWED: &str = "be-followed";
 /// What the daemon does at its start is over by then.
 const SETTLED: Duration = Duration::from_secs(2);
 /// The daemon watches by then, or never.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Has a child not outlive us.
 fn end_with_us(command: &mut Command) -> &mut Command {

@@ -12,14 +12,13 @@ use std::{
 use agent_ebpf::abi::{
     fault::FaultSite,
     futex::{Place as WaitPlace, Wait, WaitTotals},
-    heap::{Cookie, Target as Slot, TaskIdRecipe},
+    heap::{Target as Slot, TaskIdRecipe},
 };
 use anyhow::{Context as _, Result};
 
 use super::{
     address_space::AddressSpace,
-    array,
-    bpf::{self, Point},
+    array, bpf,
     files::{CodeFile, Files},
     links::{FilePoints, Links, Method},
     object::Object,
@@ -230,31 +229,6 @@ impl Target {
                 .allocators
                 .iter()
                 .all(|allocator| allocator.why_not.is_none() && allocator.uncovered.is_empty())
-    }
-
-    /// Whether any probe on an allocating function, and any on a freeing one,
-    /// is single-stepped.
-    pub fn is_stepped(&self) -> (bool, bool) {
-        let any = |of: fn(&FilePoints) -> &[Point]| {
-            let mut points = self.probed.iter().flat_map(|probed| of(&probed.points));
-            points.any(|point| Cookie(point.cookie).is_stepped())
-        };
-        (
-            any(|points| &points.allocating),
-            any(|points| &points.freeing),
-        )
-    }
-
-    /// Device and inode of the files that are probed.
-    pub fn probed_files(&self) -> Vec<(u64, u64)> {
-        self.probed
-            .iter()
-            .filter_map(|probed| probed.file.module.as_ref())
-            .map(|module| {
-                let (major, minor) = module.id.device;
-                (u64::from(major) << 32 | u64::from(minor), module.id.inode)
-            })
-            .collect()
     }
 
     /// Whether probes are on, or were so lately that they may still be what

@@ -35,4 +35,9 @@ impl Following {
             flush_log: Box::new(move || log.flush()),
         }))
     }
+
+    /// How probes are attached.
+    pub(super) fn method(&self) -> &'static str {
+        self.investigation.capture().method().name()
+    }
 }

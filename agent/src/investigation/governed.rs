@@ -20,6 +20,7 @@ use agent_ebpf::abi::heap::TargetCounts;
 const IDLE: Duration = Duration::from_secs(1);
 
 /// What observing has cost a process.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Cost {
     /// What its threads have spent in traps, of the time of one, in percent.
     pub(super) slowdown_percent: Option<f64>,

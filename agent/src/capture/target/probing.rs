@@ -18,6 +18,31 @@ use crate::{
 };
 
 impl Target {
+    /// Whether any probe on an allocating function, and any on a freeing one,
+    /// is single-stepped.
+    pub fn is_stepped(&self) -> (bool, bool) {
+        let any = |of: fn(&FilePoints) -> &[Point]| {
+            let mut points = self.probed.iter().flat_map(|probed| of(&probed.points));
+            points.any(|point| Cookie(point.cookie).is_stepped())
+        };
+        (
+            any(|points| &points.allocating),
+            any(|points| &points.freeing),
+        )
+    }
+
+    /// Device and inode of the files that are probed.
+    pub fn probed_files(&self) -> Vec<(u64, u64)> {
+        self.probed
+            .iter()
+            .filter_map(|probed| probed.file.module.as_ref())
+            .map(|module| {
+                let (major, minor) = module.id.device;
+                (u64::from(major) << 32 | u64::from(minor), module.id.inode)
+            })
+            .collect()
+    }
+
     /// Puts the probes on.
     pub(in crate::capture) fn open_window(
         &mut self,
