@@ -45,6 +45,9 @@ const LINES: usize = 6;
 const SLICE: Duration = Duration::from_millis(40);
 
 fn main() -> ExitCode {
+    if lingerscope::reader::is_asked_for() {
+        return lingerscope::reader::serve::run();
+    }
     match env::args().nth(1).as_deref() {
         // Capture tries its ways of attaching on a copy of this program.
         Some(trial::SUBCOMMAND) => return trial::subject(),

@@ -72,7 +72,11 @@ const SIDE_BY_SIDE: usize = 4;
 
 #[expect(clippy::print_stderr, reason = "a test runner reports to its terminal")]
 fn main() -> ExitCode {
-    // Capture tries its ways of attaching on a copy of this program.
+    // The reader of files, and what ways of attaching are tried on, are
+    // copies of this program.
+    if lingerscope::reader::is_asked_for() {
+        return lingerscope::reader::serve::run();
+    }
     if std::env::args().nth(1).as_deref() == Some(lingerscope::capture::trial::SUBCOMMAND) {
         return lingerscope::capture::trial::subject();
     }

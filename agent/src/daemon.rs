@@ -42,6 +42,7 @@ use crate::{
     investigation::{Happening, Investigation},
     log,
     output::notify::Notify,
+    reader,
     symbols::Symbols,
     watch::{self, Suspect, Watch},
 };
@@ -454,6 +455,7 @@ impl Daemon {
     fn shrink(&mut self) {
         if !self.symbols.is_empty() {
             self.symbols = Symbols::new();
+            reader::end();
             return;
         }
         if let Some(identity) = self.pursuits.least() {

@@ -28,6 +28,7 @@ pub mod investigation;
 pub mod ledger;
 pub mod log;
 pub mod output;
+pub mod reader;
 pub mod symbols;
 pub mod tasks;
 pub mod tokio_rt;

@@ -15,6 +15,7 @@ use crate::{
     finding::Process,
     host::{cpu_clock::CpuClock, memory::PAGE, own_tables, population::Meter},
     output::metrics::{self, Format, LeakRate, MAX_LEAKS, Snapshot},
+    reader,
     watch::Sweep,
 };
 
@@ -70,7 +71,8 @@ impl Health {
         Ok(())
     }
 
-    /// Whether we take more memory than the settings allow.
+    /// Whether we take more memory than the settings allow, our reader's
+    /// included.
     pub(super) fn is_too_big(&mut self) -> bool {
         if self.tables.1.elapsed() >= ASK_TABLES {
             self.tables = (own_tables::bytes(), Instant::now());
@@ -79,7 +81,9 @@ impl Health {
             .own
             .read()
             .map_or(0, |pages| pages.anonymous.saturating_mul(PAGE));
-        own.saturating_add(self.tables.0) > self.ceiling
+        own.saturating_add(self.tables.0)
+            .saturating_add(reader::memory())
+            > self.ceiling
     }
 
     /// A sweep was made.

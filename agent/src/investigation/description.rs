@@ -13,6 +13,7 @@ use crate::{
     finding::{self, Allocator, Finding, Frame, Process, Role, Task, TaskCounts, Text, Tokio},
     host::{self, process},
     ledger::StackId,
+    reader,
     symbols::Symbols,
     tokio_rt::{
         boundary::{self, Polled},
@@ -52,9 +53,14 @@ pub(super) fn describe(
         || account.ledger.stacks(),
         |survey| survey.survivors.stacks(),
     );
-    let stacks: BTreeMap<StackId, analysis::Stack> = of_blocks
+    let ids: Vec<StackId> = of_blocks.into_iter().chain(of_faults).collect();
+    let addresses = |ids: &[StackId]| -> Vec<(u64, bool)> {
+        let stacks = ids.iter().filter_map(|id| capture.stack(id.0));
+        stacks.flat_map(|stack| stack.frames.clone()).collect()
+    };
+    symbols.learn(space, addresses(&ids).into_iter());
+    let stacks: BTreeMap<StackId, analysis::Stack> = ids
         .into_iter()
-        .chain(of_faults)
         .filter_map(|id| Some((id, resolve(capture.stack(id.0)?, space, symbols))))
         .collect();
     let ledger = &account.ledger;
@@ -80,6 +86,8 @@ pub(super) fn describe(
     );
     let (mut findings, not_leaks) = (outcome.findings, outcome.not_leaks);
     let waits = account.waits.waits().map(|waits| {
+        let ids: Vec<StackId> = waits.stacks().collect();
+        symbols.learn(space, addresses(&ids).into_iter());
         let names = |id: StackId| Some((id, resolve(capture.stack(id.0)?, space, symbols)));
         let places = waits::places(&waits, &waits.stacks().filter_map(names).collect());
         waits::blame(&mut findings, &places, account.observed, &identity);
@@ -105,7 +113,7 @@ pub(super) fn describe(
         allocators: target
             .map(|target| target.allocators.iter().map(allocator).collect())
             .unwrap_or_default(),
-        capture: measured(capture, account, slowdown_percent),
+        capture: measured(capture, account, slowdown_percent, symbols),
         detection_limit_bytes_per_s,
         why_not,
         rss: outcome.rss,
@@ -190,6 +198,7 @@ fn measured(
     capture: &Capture,
     account: &Account,
     slowdown_percent: Option<f64>,
+    symbols: &Symbols,
 ) -> finding::Capture {
     let (mode, windows, open, mean) = match account.surveyed() {
         Some(survey) => ("survey", survey.windows, survey.open_time, survey.coarsest),
@@ -203,7 +212,7 @@ fn measured(
         sampling_mean_bytes: mean,
         allocations: account.counts.allocations,
         sampled: account.counts.sampled,
-        lost: lost(capture, account),
+        lost: lost(capture, account, symbols),
         target_slowdown_percent: slowdown_percent.or_else(|| account.slowdown_percent()),
         agent_cpu_percent: None,
         decisions: account
@@ -367,10 +376,11 @@ fn allocator(allocator: &crate::capture::target::Allocator) -> Allocator {
 }
 
 /// Losses of one process, with those of this program that concern them all.
-fn lost(capture: &Capture, account: &Account) -> BTreeMap<String, u64> {
-    let ours = capture
-        .lost()
-        .iter()
-        .map(|(cause, count)| ((*cause).to_owned(), *count));
+fn lost(capture: &Capture, account: &Account, symbols: &Symbols) -> BTreeMap<String, u64> {
+    let counted = capture.lost().iter().map(|(cause, count)| (*cause, *count));
+    let ours = counted
+        .chain(reader::lost())
+        .chain(symbols.lost())
+        .map(|(cause, count)| (cause.to_owned(), count));
     account.lost().into_iter().chain(ours).collect()
 }
