@@ -17,8 +17,9 @@ use crate::elf::{self, Loaded, Table, lookup::Lookup, mini};
 /// Files kept: a process's own program and its libraries are asked about in
 /// turn.
 const MAX_SOURCES: usize = 6;
-/// Heap from which on they are dropped, the oldest first.
-const MUCH_HEAP: u64 = MAX_HEAP / 2;
+/// Heap from which on they are dropped, the oldest first: what they take is
+/// kept between questions.
+const MUCH_HEAP: u64 = MAX_HEAP / 4;
 /// Packed debug information of one file that is unpacked.
 const MAX_UNPACKED: u64 = 64 << 20;
 /// Longest symbol that is demangled.
@@ -71,6 +72,7 @@ impl Sources {
         if heap() > MUCH_HEAP {
             self.0.clear();
         }
+        give_back();
         Ok(names)
     }
 }
@@ -85,6 +87,15 @@ fn heap() -> u64 {
     }
     #[cfg(not(target_env = "gnu"))]
     0
+}
+
+/// Gives the kernel back what the heap does not use.
+fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: touches free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 impl Name {
