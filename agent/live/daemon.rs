@@ -26,7 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// A daemon with a journal of its own.
-struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     journal: PathBuf,
     log: PathBuf,
@@ -35,7 +35,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(settings: &str) -> Result<Self> {
+    pub(crate) fn start(settings: &str) -> Result<Self> {
         let directory = lab::fresh("daemon")?;
         let journal = directory.join("journal");
         fs::create_dir_all(&journal)?;
@@ -71,7 +71,7 @@ impl Daemon {
     }
 
     /// Process id of lingerscope itself: a child of the script.
-    fn pid(&self) -> Result<u32> {
+    pub(crate) fn pid(&self) -> Result<u32> {
         let script = self.child.id();
         let children = format!("/proc/{script}/task/{script}/children");
         let list = fs::read_to_string(&children).with_context(|| children.clone())?;
@@ -84,7 +84,7 @@ impl Daemon {
             .with_context(|| format!("no daemon runs\n{}", self.log()))
     }
 
-    fn stop(&mut self) -> Result<()> {
+    pub(crate) fn stop(&mut self) -> Result<()> {
         program::signal(self.pid()?, libc::SIGTERM)?;
         let Some(status) = program::wait(&mut self.child, Duration::from_secs(20))? else {
             bail!("the daemon does not end\n{}", self.log());

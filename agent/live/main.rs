@@ -29,6 +29,7 @@ mod outside;
 mod program;
 mod quarantine;
 mod random;
+mod reader;
 mod server;
 mod stacks;
 mod survey;
@@ -116,6 +117,7 @@ fn main() -> ExitCode {
         governed::trials(),
         hazards::trials(),
         hostile::trials(),
+        reader::trials(),
         bad_input::trials(),
         journal::trials(),
         command::trials(),

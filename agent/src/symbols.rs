@@ -146,7 +146,7 @@ impl Symbols {
         if self.without_names.contains(&module.id) {
             return Some(vec![At::default(); addresses.len()]);
         }
-        let path = module.path.display();
+        let path = Text::name(module.path.as_os_str().as_encoded_bytes());
         if !self.without_lines.contains(&module.id) {
             match reader::names(&module.file, separate, true, addresses) {
                 Ok(answers) => return Some(answers),

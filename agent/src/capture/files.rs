@@ -17,6 +17,7 @@ use super::{
     tables::{Piece, Tables},
 };
 use crate::{
+    finding::Text,
     host::{
         mapping::Mapping,
         memory::{MAX_PIECE, Memory},
@@ -138,7 +139,8 @@ impl Files {
                         .map_err(|error| told(&format_args!("{error:#}"))),
                     Err(why) => {
                         if !matches!(why, Unread::Unfit(_)) {
-                            tracing::warn!("{} could not be read: {why}", path.display());
+                            let name = Text::name(path.as_os_str().as_encoded_bytes());
+                            tracing::warn!("{name} could not be read: {why}");
                         }
                         if !why.is_lasting() {
                             return Err(told(&why));
