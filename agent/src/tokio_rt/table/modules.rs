@@ -9,6 +9,7 @@ use std::{
 
 use super::{FIRST_READABLE, WhyNot, mapping};
 use crate::{
+    finding::Text,
     host::{
         cache::Cache,
         mapping::Mapping,
@@ -75,10 +76,8 @@ impl OpenModule {
         let answers = match reader::task_names(&self.module.file, questions) {
             Ok(answers) => answers,
             Err(why) => {
-                tracing::warn!(
-                    "the futures of {} have no names: {why}",
-                    self.path().display()
-                );
+                let path = Text::name(self.path().as_os_str().as_encoded_bytes());
+                tracing::warn!("names of futures in {path} could not be read: {why}");
                 return Answers::default();
             }
         };
