@@ -128,7 +128,7 @@ fn expect_nothing_left(status: &str, user: &str) -> Result<()> {
 
 fn locked_in() -> Result<()> {
     let program = Program::start(&program()?, &[path(&library("many.so")?)?, "20"])?;
-    let running = Inspection::of(program.pid(), 3)?.start()?;
+    let running = inspection(program.pid(), 6)?.start()?;
     let status = reader_of(running.pid())?;
     expect_nothing_left(&status, "65534")?;
     ensure!(field(&status, "CapBnd:")? == "0000000000000000", "{status}");
@@ -154,7 +154,16 @@ fn few_capabilities() -> Result<()> {
         lab::run(Command::new("chmod").arg("-R").arg("a+rwX").arg(&directory))?;
         let document = directory.join("document.json");
         command.args(["--no-new-privs", "--"]).arg(&binary);
-        command.args(["inspect", "--mode", "trace", "--for", "4s", "--json-file"]);
+        command.args([
+            "inspect",
+            "--mode",
+            "trace",
+            "--for",
+            "4s",
+            "--fail-on",
+            "suspected",
+            "--json-file",
+        ]);
         command
             .arg(&document)
             .args(["-p", &program.pid().to_string()]);
@@ -174,6 +183,11 @@ fn few_capabilities() -> Result<()> {
     })();
     drop(fs::remove_dir_all(&directory));
     outcome
+}
+
+/// An inspection that tells by its code whether it has found anything.
+fn inspection(pid: u32, seconds: u32) -> Result<Inspection> {
+    Ok(Inspection::of(pid, seconds)?.arguments(["--fail-on", "suspected"]))
 }
 
 fn path(path: &Path) -> Result<&str> {
@@ -220,7 +234,7 @@ fn followed(mut running: Running) -> Result<(Report, u64)> {
 fn bomb() -> Result<()> {
     let program = Program::start(&program()?, &[path(&bomb_library()?)?, "30"])?;
     let pid = program.pid();
-    let (report, most) = followed(Inspection::of(pid, 5)?.start()?)?;
+    let (report, most) = followed(inspection(pid, 6)?.start()?)?;
     // Nothing tells the library's names, but the program's own are there.
     expect_leak(&report, pid, "leak_through")?;
     ensure!(most < MAX_MEMORY, "it took {most} KiB\n{report}");
@@ -235,10 +249,10 @@ fn bomb() -> Result<()> {
 
 fn shorter() -> Result<()> {
     let library = library("shorter.so")?;
-    let mut program = Program::start(&program()?, &[path(&library)?, "40", "shorten"])?;
+    let mut program = Program::start(&program()?, &[path(&library)?, "60", "shorten"])?;
     let pid = program.pid();
     for _ in 0..4 {
-        let (report, most) = followed(Inspection::of(pid, 3)?.start()?)?;
+        let (report, most) = followed(inspection(pid, 6)?.start()?)?;
         expect_leak(&report, pid, "leak_through")?;
         ensure!(most < MAX_MEMORY, "it took {most} KiB\n{report}");
         let log = String::from_utf8_lossy(&report.log);
@@ -255,7 +269,7 @@ fn shorter() -> Result<()> {
 /// Whoever ends it, another one is started.
 fn killed() -> Result<()> {
     let program = Program::start(&program()?, &[path(&library("many.so")?)?, "20"])?;
-    let running = Inspection::of(program.pid(), 4)?.start()?;
+    let running = inspection(program.pid(), 6)?.start()?;
     let status = reader_of(running.pid())?;
     thread::sleep(Duration::from_secs(2));
     let reader = field(&status, "Pid:")?.parse().context("no number")?;

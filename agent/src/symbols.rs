@@ -146,22 +146,27 @@ impl Symbols {
         if self.without_names.contains(&module.id) {
             return Some(vec![At::default(); addresses.len()]);
         }
-        let path = Text::name(module.path.as_os_str().as_encoded_bytes());
+        let mut no_lines = None;
         if !self.without_lines.contains(&module.id) {
             match reader::names(&module.file, separate, true, addresses) {
                 Ok(answers) => return Some(answers),
                 Err(Unread::Later(_)) => return None,
-                Err(why) => {
+                Err(why) => no_lines = Some(why),
+            }
+        }
+        let path = Text::name(module.path.as_os_str().as_encoded_bytes());
+        match reader::names(&module.file, separate, false, addresses) {
+            Ok(answers) => {
+                if let Some(why) = no_lines {
                     tracing::warn!("lines of {path} could not be read: {why}");
                     self.without_lines.insert(module.id);
                 }
+                Some(answers)
             }
-        }
-        match reader::names(&module.file, separate, false, addresses) {
-            Ok(answers) => Some(answers),
             Err(Unread::Later(_)) => None,
             Err(why) => {
                 tracing::warn!("names of {path} could not be read: {why}");
+                self.without_lines.remove(&module.id);
                 self.without_names.insert(module.id);
                 Some(vec![At::default(); addresses.len()])
             }

@@ -10,11 +10,13 @@
 
 static char image[64 << 20];
 
-__attribute__((noinline)) size_t leak_through(size_t (*leak)(size_t), int times)
+typedef size_t leak_function(void *(*)(size_t), size_t);
+
+__attribute__((noinline)) size_t leak_through(leak_function *leak, int times)
 {
     size_t sum = 0;
     for (int i = 0; i < times; i++)
-        sum += leak(600);
+        sum += leak(malloc, 600);
     return sum + 1;
 }
 
@@ -27,7 +29,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s\n", dlerror());
         return 3;
     }
-    size_t (*leak)(size_t) = (size_t (*)(size_t))dlsym(library, "leak_in_library");
+    leak_function *leak = (leak_function *)dlsym(library, "leak_in_library");
     int shortens = argc > 3, file = shortens ? open(argv[1], O_RDWR) : -1;
     ssize_t size = shortens ? pread(file, image, sizeof image, 0) : 0;
     if (!leak || (shortens && size <= 0))

@@ -22,6 +22,9 @@ const MAX_SOURCES: usize = 6;
 const MUCH_HEAP: u64 = MAX_HEAP / 4;
 /// Packed debug information of one file that is unpacked.
 const MAX_UNPACKED: u64 = 64 << 20;
+/// Symbol tables that every file has, empty or not, before those that are
+/// looked at where debug information names nothing.
+const OWN_TABLES: usize = 2;
 /// Longest symbol that is demangled.
 const MAX_SYMBOL: usize = 16 << 10;
 
@@ -145,6 +148,7 @@ impl Source {
             Ok(())
         };
         add(&elf, Table::Full)?;
+        add(&elf, Table::Dynamic)?;
         if !elf::has_full_symbols(&elf) {
             if let Some(separate) = &separate {
                 add(separate, Table::Full)?;
@@ -157,7 +161,6 @@ impl Source {
                 unpacked.push(image);
             }
         }
-        add(&elf, Table::Dynamic)?;
         let context = if debug {
             context(separate.as_ref().unwrap_or(&elf), &mut unpacked)?
         } else {
@@ -174,21 +177,24 @@ impl Source {
     }
 
     fn at(&self, address: u64) -> At {
-        let symbol = self.symbols.iter().find_map(|table| table.find(address));
-        let symbol = symbol.map(demangled);
-        let mut names = self.told(address).unwrap_or_default();
-        match (symbol.is_some(), names.last()) {
-            (true, None) => names.push(Name::default()),
-            // A line without a function says too little.
-            (false, Some(last)) if last.function.is_none() => return At::default(),
-            _ => {}
-        }
+        let (own, apart) = self.symbols.split_at(OWN_TABLES.min(self.symbols.len()));
+        let find = |tables: &[Lookup<'static>]| {
+            let name = tables.iter().find_map(|table| table.find(address));
+            name.map(demangled)
+        };
         // Debug information often names functions without their path; the
         // symbol table has that.
-        if let Some(last) = names.last_mut()
-            && symbol.is_some()
-        {
-            last.function = symbol;
+        let symbol = find(own);
+        let mut names = self.told(address).unwrap_or_default();
+        if names.is_empty() {
+            names.push(Name::default());
+        }
+        if let Some(last) = names.last_mut() {
+            last.function = symbol.or(last.function.take()).or_else(|| find(apart));
+            if last.function.is_none() {
+                // A line without a function says too little.
+                names.pop();
+            }
         }
         At(names)
     }
