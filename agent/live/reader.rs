@@ -127,8 +127,8 @@ fn expect_nothing_left(status: &str, user: &str) -> Result<()> {
 }
 
 fn locked_in() -> Result<()> {
-    let program = Program::start(&program()?, &[path(&library("many.so")?)?, "20"])?;
-    let running = inspection(program.pid(), 6)?.start()?;
+    let program = Program::start(&program()?, &[path(&library("many.so")?)?, "30"])?;
+    let running = inspection(program.pid(), 8)?.start()?;
     let status = reader_of(running.pid())?;
     expect_nothing_left(&status, "65534")?;
     ensure!(field(&status, "CapBnd:")? == "0000000000000000", "{status}");
@@ -139,7 +139,7 @@ fn locked_in() -> Result<()> {
 
 /// As the service runs, but for its user.
 fn few_capabilities() -> Result<()> {
-    let program = Program::start(&program()?, &[path(&library("many.so")?)?, "20"])?;
+    let program = Program::start(&program()?, &[path(&library("many.so")?)?, "30"])?;
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65533", "--regid=65533", "--clear-groups"]);
     for sets in ["--inh-caps", "--ambient-caps", "--bounding-set"] {
@@ -234,7 +234,7 @@ fn followed(mut running: Running) -> Result<(Report, u64)> {
 fn bomb() -> Result<()> {
     let program = Program::start(&program()?, &[path(&bomb_library()?)?, "30"])?;
     let pid = program.pid();
-    let (report, most) = followed(inspection(pid, 6)?.start()?)?;
+    let (report, most) = followed(inspection(pid, 8)?.start()?)?;
     // Nothing tells the library's names, but the program's own are there.
     expect_leak(&report, pid, "leak_through")?;
     ensure!(most < MAX_MEMORY, "it took {most} KiB\n{report}");
@@ -249,10 +249,10 @@ fn bomb() -> Result<()> {
 
 fn shorter() -> Result<()> {
     let library = library("shorter.so")?;
-    let mut program = Program::start(&program()?, &[path(&library)?, "60", "shorten"])?;
+    let mut program = Program::start(&program()?, &[path(&library)?, "80", "shorten"])?;
     let pid = program.pid();
     for _ in 0..4 {
-        let (report, most) = followed(inspection(pid, 6)?.start()?)?;
+        let (report, most) = followed(inspection(pid, 8)?.start()?)?;
         expect_leak(&report, pid, "leak_through")?;
         ensure!(most < MAX_MEMORY, "it took {most} KiB\n{report}");
         let log = String::from_utf8_lossy(&report.log);
@@ -268,8 +268,8 @@ fn shorter() -> Result<()> {
 
 /// Whoever ends it, another one is started.
 fn killed() -> Result<()> {
-    let program = Program::start(&program()?, &[path(&library("many.so")?)?, "20"])?;
-    let running = inspection(program.pid(), 6)?.start()?;
+    let program = Program::start(&program()?, &[path(&library("many.so")?)?, "30"])?;
+    let running = inspection(program.pid(), 8)?.start()?;
     let status = reader_of(running.pid())?;
     thread::sleep(Duration::from_secs(2));
     let reader = field(&status, "Pid:")?.parse().context("no number")?;

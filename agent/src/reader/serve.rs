@@ -31,6 +31,9 @@ const LIMITS: Limits = Limits {
     body: 64 << 20,
     payload: 0,
 };
+/// Seconds for one answer, more than the asking side ever waits: when that is
+/// gone, nobody else ends a reader that hangs.
+const ALONE: libc::c_uint = if cfg!(debug_assertions) { 300 } else { 30 };
 /// As the asking side keeps it.
 const MAX_BYTES: u64 = 8 << 30;
 
@@ -66,6 +69,7 @@ fn serve(socket: BorrowedFd<'_>) -> io::Result<()> {
     let mut server = Server::default();
     while let Some((message, descriptors)) = wire::receive(socket, LIMITS, &mut never)? {
         let number = message.number;
+        give_up_after(ALONE);
         let (answer, payload) = server.answer_message(&message.body, &descriptors);
         drop((message, descriptors));
         let body = postcard::to_allocvec(&answer).map_err(io::Error::other)?;
@@ -74,9 +78,16 @@ fn serve(socket: BorrowedFd<'_>) -> io::Result<()> {
             body,
             payload,
         };
+        give_up_after(0);
         wire::send(socket, &answer, &[], &mut never)?;
     }
     Ok(())
+}
+
+/// Has the kernel end this process after so many seconds; 0: not at all.
+fn give_up_after(seconds: libc::c_uint) {
+    // SAFETY: takes a number.
+    unsafe { libc::syscall(libc::SYS_alarm, seconds) };
 }
 
 /// A file, read-only in memory. Where it becomes shorter meanwhile, reading

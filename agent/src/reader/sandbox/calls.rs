@@ -38,6 +38,7 @@ const CALLS: &[(libc::c_long, Only, &str)] = &[
     (libc::SYS_getrandom, Always, "keys of hash tables, and the C library's heap"),
     (libc::SYS_clock_gettime, Always, "time limits, where the vDSO has no clock"),
     (libc::SYS_rt_sigreturn, Always, "the end of a signal handler"),
+    (libc::SYS_alarm, Always, "its own end, should nobody wait for an answer any more"),
     (libc::SYS_sigaltstack, Always, "the standard library's guard of the stack"),
     (libc::SYS_exit, Always, "the end"),
     (libc::SYS_exit_group, Always, "the end"),
