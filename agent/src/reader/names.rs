@@ -19,7 +19,7 @@ use crate::elf::{self, Loaded, Table, lookup::Lookup, mini};
 const MAX_SOURCES: usize = 6;
 /// Heap from which on they are dropped, the oldest first: what they take is
 /// kept between questions.
-const MUCH_HEAP: u64 = MAX_HEAP / 4;
+const MUCH_HEAP: u64 = MAX_HEAP / 8 * 3;
 /// Packed debug information of one file that is unpacked.
 const MAX_UNPACKED: u64 = 64 << 20;
 /// Symbol tables that every file has, empty or not, before those that are
