@@ -130,7 +130,7 @@ impl<'a> Search<'a> {
             .read_to_end(&mut start)
             .map_err(unreadable)?;
         let Some(line) = start.strip_prefix(b"#!") else {
-            return self.program(path, file);
+            return self.program(path, &file);
         };
         let left = scripts_left
             .checked_sub(1)
@@ -155,14 +155,14 @@ impl<'a> Search<'a> {
     }
 
     /// Follows an executable and all that it needs.
-    fn program(&mut self, path: &Path, file: File) -> Result<(), Problem> {
+    fn program(&mut self, path: &Path, file: &File) -> Result<(), Problem> {
         let identity =
-            identity(&file).map_err(|error| Problem::Unreadable(path.to_owned(), error))?;
+            identity(file).map_err(|error| Problem::Unreadable(path.to_owned(), error))?;
         let foreign = || Problem::Foreign(path.to_owned());
-        if !places::is_x86_64(&file) {
+        if !places::is_x86_64(file) {
             return Err(foreign());
         }
-        let program = reader::linking(&file).map_err(|why| {
+        let program = reader::linking(file).map_err(|why| {
             tracing::debug!(file = %path.display(), %why, "its libraries are not known");
             foreign()
         })?;

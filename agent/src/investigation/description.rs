@@ -53,16 +53,8 @@ pub(super) fn describe(
         || account.ledger.stacks(),
         |survey| survey.survivors.stacks(),
     );
-    let ids: Vec<StackId> = of_blocks.into_iter().chain(of_faults).collect();
-    let addresses = |ids: &[StackId]| -> Vec<(u64, bool)> {
-        let stacks = ids.iter().filter_map(|id| capture.stack(id.0));
-        stacks.flat_map(|stack| stack.frames.clone()).collect()
-    };
-    symbols.learn(space, addresses(&ids).into_iter());
-    let stacks: BTreeMap<StackId, analysis::Stack> = ids
-        .into_iter()
-        .filter_map(|id| Some((id, resolve(capture.stack(id.0)?, space, symbols))))
-        .collect();
+    let ids = of_blocks.into_iter().chain(of_faults);
+    let stacks = resolved(ids, capture, space, symbols);
     let ledger = &account.ledger;
     let mut outcome = surveyed.map_or_else(
         || analysis::findings(ledger, &residence, &stacks, &identity, &context, settings),
@@ -86,10 +78,8 @@ pub(super) fn describe(
     );
     let (mut findings, not_leaks) = (outcome.findings, outcome.not_leaks);
     let waits = account.waits.waits().map(|waits| {
-        let ids: Vec<StackId> = waits.stacks().collect();
-        symbols.learn(space, addresses(&ids).into_iter());
-        let names = |id: StackId| Some((id, resolve(capture.stack(id.0)?, space, symbols)));
-        let places = waits::places(&waits, &waits.stacks().filter_map(names).collect());
+        let stacks = resolved(waits.stacks(), capture, space, symbols);
+        let places = waits::places(&waits, &stacks);
         waits::blame(&mut findings, &places, account.observed, &identity);
         waits::describe(&waits, &places)
     });
@@ -233,6 +223,23 @@ fn blind(account: &Account) -> Option<String> {
         Some(survey) => survey.refused.clone(),
         None => account.blind(),
     }
+}
+
+/// Stacks with their functions, which the reader is asked for file by file.
+fn resolved(
+    ids: impl Iterator<Item = StackId>,
+    capture: &Capture,
+    space: &AddressSpace,
+    symbols: &mut Symbols,
+) -> BTreeMap<StackId, analysis::Stack> {
+    let known = ids.filter_map(|id| Some((id, capture.stack(id.0)?)));
+    let stacks: BTreeMap<StackId, &ring::Stack> = known.collect();
+    let addresses = stacks.values().flat_map(|stack| &stack.frames).copied();
+    symbols.learn(space, addresses);
+    stacks
+        .into_iter()
+        .map(|(id, stack)| (id, resolve(stack, space, symbols)))
+        .collect()
 }
 
 fn resolve(stack: &ring::Stack, space: &AddressSpace, symbols: &mut Symbols) -> analysis::Stack {

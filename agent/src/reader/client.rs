@@ -192,14 +192,12 @@ impl Reader {
         let Some(process) = &mut self.process else {
             return Err(Unread::Later("there is no reader".to_owned()));
         };
-        let unsound = || Failure::Unsound;
         let answer = process
             .ask(body, files, question.limits(), deadline)
             .and_then(|message| {
-                let answer: Answer = postcard::from_bytes(&message.body).map_err(|_| unsound())?;
-                if !answer.fits(question, size) {
-                    return Err(unsound());
-                }
+                let answer = postcard::from_bytes::<Answer>(&message.body).ok();
+                let sound = answer.filter(|answer| answer.fits(question, size));
+                let answer = sound.ok_or(Failure::Unsound)?;
                 Ok((answer, message.payload))
             });
         match answer {

@@ -75,7 +75,7 @@ fn segments(elf: &Loaded<'_>) -> Vec<Segment> {
         // No such part can be mapped.
         .filter(|segment| {
             let end = segment.offset.checked_add(segment.size);
-            end.is_some_and(|end| end <= i64::MAX as u64)
+            end.is_some_and(|end| i64::try_from(end).is_ok())
         })
         .take(MAX_SEGMENTS)
         .collect()

@@ -45,17 +45,16 @@ impl Sources {
         addresses: &[u64],
     ) -> Result<Vec<At>, String> {
         let known = |source: &Source| (source.key, source.debug) == (key, debug);
-        let source = match self.0.iter().position(known) {
-            Some(index) => self.0.remove(index),
-            None => {
-                if self.0.len() >= MAX_SOURCES {
-                    self.0.remove(0);
-                }
-                if heap() > MUCH_HEAP {
-                    self.0.clear();
-                }
-                Source::of(key, debug, files)?
+        let source = if let Some(index) = self.0.iter().position(known) {
+            self.0.remove(index)
+        } else {
+            if self.0.len() >= MAX_SOURCES {
+                self.0.remove(0);
             }
+            if heap() > MUCH_HEAP {
+                self.0.clear();
+            }
+            Source::of(key, debug, files)?
         };
         let mut names = Vec::new();
         let mut bytes = 0;
@@ -130,17 +129,14 @@ impl Source {
         let parse = |file: &Mapping| {
             // SAFETY: kept, where it is, for as long as what points into it.
             let bytes: &'static [u8] = unsafe { forever(file) };
-            Loaded::parse(bytes).map_err(|_| "it is no 64-bit ELF file".to_owned())
+            Loaded::parse(bytes).ok()
         };
-        let elf = parse(file)?;
+        let elf = parse(file).ok_or("it is no 64-bit ELF file")?;
         // Another build's would name other functions.
-        let separate = rest
-            .first()
-            .and_then(|file| parse(file).ok())
-            .filter(|separate| {
-                let id = |elf: &Loaded<'static>| elf.build_id().ok().flatten().map(<[u8]>::to_vec);
-                id(separate).is_some() && id(separate) == id(&elf)
-            });
+        let separate = rest.first().and_then(parse).filter(|separate| {
+            let id = |elf: &Loaded<'static>| elf.build_id().ok().flatten().map(<[u8]>::to_vec);
+            id(separate).is_some() && id(separate) == id(&elf)
+        });
         let mut symbols = Vec::new();
         let mut add = |elf: &Loaded<'static>, table| -> Result<(), String> {
             let lookup = Lookup::of(elf, table);

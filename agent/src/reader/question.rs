@@ -49,6 +49,9 @@ const MAX_PIECES: usize = 4096;
 /// Longest sentence.
 const MAX_SENTENCE: usize = 1024;
 
+/// Bytes of a row, as it travels.
+const ROW: usize = 8;
+
 /// What is asked about one file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Question {
@@ -102,8 +105,6 @@ impl Question {
 
     /// Largest answer that is taken.
     pub(super) fn limits(&self) -> Limits {
-        /// One row, as it travels.
-        const ROW: usize = 8;
         let rows = ROW * unwind::MAX_ROWS;
         let (body, payload) = match self {
             Self::BuildId => (4 << 10, 0),
@@ -354,7 +355,7 @@ impl Code {
     fn is_sound(&self, size: u64) -> bool {
         let inside = |segment: &Segment| {
             let end = segment.offset.checked_add(segment.size);
-            end.is_some_and(|end| end <= i64::MAX as u64)
+            end.is_some_and(|end| i64::try_from(end).is_ok())
         };
         let is_code = |offset: u64| {
             offset < size
@@ -405,24 +406,25 @@ impl TaskNames {
 
 /// Rows as they travel.
 pub(super) fn packed(rows: &[Row]) -> Vec<u8> {
-    let bytes = rows.iter().flat_map(|row| {
-        let [a, b, c, d] = row.pc.to_le_bytes();
-        let [e, f] = row.cfa_offset.to_le_bytes();
-        [a, b, c, d, e, f, row.rbp_offset as u8, row.kind]
-    });
-    bytes.collect()
+    let mut bytes = Vec::with_capacity(rows.len() * ROW);
+    for row in rows {
+        bytes.extend(row.pc.to_le_bytes());
+        bytes.extend(row.cfa_offset.to_le_bytes());
+        bytes.extend([row.rbp_offset as u8, row.kind]);
+    }
+    bytes
 }
 
 /// The rows that have travelled; `None` when they are no sound table.
 pub(super) fn unpacked(bytes: &[u8]) -> Option<Vec<Row>> {
-    let (rows, rest) = bytes.as_chunks::<8>();
-    let row = |bytes: &[u8; 8]| {
-        let [a, b, c, d, e, f, rbp_offset, kind] = *bytes;
+    let (rows, rest) = bytes.as_chunks::<ROW>();
+    let row = |bytes: &[u8; ROW]| {
+        let word = u64::from_le_bytes(*bytes);
         Row {
-            pc: u32::from_le_bytes([a, b, c, d]),
-            cfa_offset: u16::from_le_bytes([e, f]),
-            rbp_offset: rbp_offset as i8,
-            kind,
+            pc: word as u32,
+            cfa_offset: (word >> 32) as u16,
+            rbp_offset: (word >> 48) as i8,
+            kind: (word >> 56) as u8,
         }
     };
     let rows: Vec<Row> = rows.iter().map(row).collect();
