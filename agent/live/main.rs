@@ -4,6 +4,7 @@
 //! LINGERSCOPE_BIN        program under test       target/release/lingerscope
 //! LINGERSCOPE_EXAMPLES   built examples           target/release/examples
 //! LINGERSCOPE_SEED       repeats a run's draws    printed at its start
+//! LINGERSCOPE_BATCHES    hostile files, by four   3
 //! ```
 //!
 //! C and C++ programs are compiled when the first test needs them.
