@@ -55,13 +55,14 @@ fn library(name: &str) -> Result<PathBuf> {
 
 /// The library with a `.symtab` that is a hole of 960 MB.
 fn bomb_library() -> Result<PathBuf> {
+    /// `SHT_SYMTAB`, as a header has it.
+    const SYMTAB: [u8; 4] = [2, 0, 0, 0];
     let (good, bomb) = (library("many.so")?, lab::path("bomb.so")?);
     let mut data = fs::read(&good)?;
     let word = |data: &[u8], at: usize| -> Result<u64> {
         let bytes = data.get(at..).and_then(<[u8]>::first_chunk);
         Ok(u64::from_le_bytes(*bytes.context("a short file")?))
     };
-    const SYMTAB: [u8; 4] = [2, 0, 0, 0];
     let headers = word(&data, 40)? as usize;
     let header = data[headers..]
         .as_chunks::<64>()

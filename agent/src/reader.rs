@@ -4,7 +4,7 @@
 //! None of that is parsed in this process, which holds capabilities and
 //! probes. It is done by a child that runs the same program
 //! ([`SUBCOMMAND`]), is started when it is first needed and kept, and has
-//! locked itself in before it reads anything ([`sandbox`]): it can map what it
+//! locked itself in before it reads anything (`sandbox`): it can map what it
 //! is handed, compute, and answer. Its death, hang or growth costs the file
 //! that was asked about. What it answers is checked like any input
 //! ([`question`]).

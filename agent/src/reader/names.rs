@@ -343,6 +343,6 @@ mod tests {
         }
         name.push_str("EvT_");
         assert!(demangled(name.as_bytes()).len() <= MAX_TEXT);
-        assert!(demangled(&[b'x'; 1 << 20]).len() <= MAX_TEXT);
+        assert!(demangled(&vec![b'x'; 1 << 20]).len() <= MAX_TEXT);
     }
 }
