@@ -330,7 +330,7 @@ fn many(library: &Path, shorten: bool) -> Result<()> {
     let (first, last) = (first.context("no run")?, memory(daemon.pid()?)?);
     let log = daemon.log();
     daemon.stop()?;
-    let followed = log.matches("following pid").count();
+    let followed = log.matches("following").count();
     ensure!(
         followed >= batches * AT_ONCE * 3 / 4,
         "only {followed} were followed\n{log}"
