@@ -44,6 +44,16 @@ pub struct ModuleId {
     pub inode: u64,
 }
 
+impl ModuleId {
+    /// Of the file that a mapping shows.
+    pub const fn of(mapping: &Mapping) -> Self {
+        Self {
+            device: mapping.device,
+            inode: mapping.inode,
+        }
+    }
+}
+
 /// What tells one state of one file from every other: the kernel sets the
 /// time of change whenever a file is written, and nobody else can.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
