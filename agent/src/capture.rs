@@ -24,6 +24,7 @@ pub mod refusal;
 pub mod ring;
 pub mod tables;
 pub mod target;
+pub mod text;
 pub mod trial;
 
 use std::{
@@ -212,6 +213,19 @@ impl Capture {
         self.attach_by(process, 1, self.method, &[], Probing::Windows)
     }
 
+    /// Looks whether the probes of a prepared target may go on; to be called
+    /// shortly before [`Self::open_window`], which a target that is refused
+    /// here does not get.
+    pub fn look_before_window(&mut self, id: TargetId) {
+        let dangers = Dangers {
+            quarantine: &self.quarantine,
+            seccomp_survives: self.seccomp_survives,
+        };
+        if let Some(target) = self.targets.get_mut(&id) {
+            target.look_before_window(&mut self.object, &mut self.files, dangers);
+        }
+    }
+
     /// Puts the probes of a prepared target on. Its counters begin at zero.
     ///
     /// # Errors
@@ -220,11 +234,20 @@ impl Capture {
         let slot = self.targets.get(&id).context("no such target")?.slot;
         self.clear_counts(slot)?;
         let target = self.targets.get_mut(&id).context("no such target")?;
+        target.open_window(&mut self.object)
+    }
+
+    /// Whether the probes of a target are all on, and its code is what they
+    /// were set in; otherwise they come off for good, and what was recorded
+    /// since the last look is not to be believed.
+    pub fn is_whole(&mut self, id: TargetId) -> bool {
         let dangers = Dangers {
             quarantine: &self.quarantine,
             seccomp_survives: self.seccomp_survives,
         };
-        target.open_window(&mut self.object, dangers)
+        self.targets
+            .get_mut(&id)
+            .is_some_and(|target| target.look_at_text(&mut self.object, &mut self.files, dangers))
     }
 
     /// Takes them off again; its blocks are forgotten, its sites stay.

@@ -206,6 +206,7 @@ impl Daemon {
         for sentence in self.investigation.take_notes() {
             tracing::info!("{sentence}");
         }
+        self.leave_refused();
         self.told.tick(now());
         if self.health.is_too_big() {
             self.shrink();
@@ -214,6 +215,18 @@ impl Daemon {
         self.health.publish(&self.settings, &self.told, quarantined);
         tell_manager(self.notify.status(&self.status()));
         tell_manager(self.notify.alive());
+    }
+
+    /// Follows no more whose code or tracer forbids it; that was told when its
+    /// probes came off.
+    fn leave_refused(&mut self) {
+        for (pid, _) in self.investigation.refused() {
+            if let Some(pursuit) = self.pursuits.get_mut(pid) {
+                let identity = pursuit.identity;
+                self.pursuits.refuse(identity, now().monotonic);
+            }
+            self.release(pid);
+        }
     }
 
     /// Looks at every process.

@@ -382,6 +382,12 @@ impl Investigation {
             live += reading.live.len();
             if let Some(account) = self.accounts.get_mut(&id).filter(|account| !account.closed) {
                 let target = self.capture.target(id);
+                // Followed no more. What it has done since the last look may
+                // have gone unseen, so its last observation is that one.
+                if target.is_some_and(|target| target.refused.is_some()) {
+                    account.closed = true;
+                    continue;
+                }
                 account.every_call = target.is_some_and(capture::target::Target::counts_every_call);
                 let dropped = target.map_or(0, |target| target.space.dropped as u64);
                 account.unmapped = account.unmapped.max(dropped);
@@ -395,8 +401,6 @@ impl Investigation {
                     }
                     _ => account.observe(now, reading, self.capture.counts(id)),
                 }
-                // Followed no more: what is freed from now on goes unseen.
-                account.closed = target.is_some_and(|target| target.refused.is_some());
             }
         }
         Ok(live)
@@ -443,6 +447,8 @@ impl Investigation {
     /// # Errors
     /// As [`Self::tick`].
     pub fn finish(&mut self) -> Result<Vec<(TargetId, Refusal)>> {
+        // The last observation is believed like the others.
+        self.look_for_dangers();
         self.read()?;
         let mut refused = Vec::new();
         for account in self.accounts.values_mut() {
@@ -458,6 +464,16 @@ impl Investigation {
         }
         self.read_tasks_last();
         Ok(refused)
+    }
+
+    /// Who is followed no more though it runs, and why.
+    pub fn refused(&self) -> Vec<(TargetId, Refusal)> {
+        let ids = self.accounts.keys();
+        let refused = ids.filter_map(|id| {
+            let refusal = self.capture.target(*id)?.refused.clone()?;
+            Some((*id, refusal))
+        });
+        refused.collect()
     }
 
     /// Judges one process; `None` when it is not followed.

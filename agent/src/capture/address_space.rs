@@ -20,7 +20,7 @@ use super::{
 };
 use crate::host::mapping::{
     Mapping,
-    code::{self, View},
+    code::{self, TooMany, View},
 };
 
 /// The next list of mappings: what the kernel remembers of an earlier one is
@@ -172,7 +172,10 @@ impl AddressSpace {
 /// What a process has mapped of code, if anything: one that has ended shows an
 /// empty list while it waits for its parent.
 fn mapped(pid: u32) -> Result<code::Code> {
-    let mapped = code::of(pid)?;
+    let mapped = code::of(pid).map_err(|error| match TooMany::of(&error) {
+        Some(too_many) => too_many.into(),
+        None => anyhow::Error::new(error),
+    })?;
     ensure!(
         !mapped.executable.is_empty(),
         "it has no executable mapping any more"

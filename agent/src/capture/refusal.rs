@@ -1,12 +1,15 @@
 //! Which processes are not probed, and why.
 
+mod instruments;
+
 use std::path::Path;
 
 use thiserror::Error;
 
-use super::{address_space::AddressSpace, files::CodeFile};
+use super::{address_space::AddressSpace, files::CodeFile, text::Rewritten};
 use crate::host::{
     kernel,
+    mapping::code::TooMany,
     process::{self, Process},
     quarantine::{Entry, Quarantine},
 };
@@ -52,6 +55,22 @@ pub enum Refusal {
         /// File of the list.
         list: String,
     },
+    /// Something in it copies or overwrites code.
+    #[error(
+        "process {0} runs under {1}, which rewrites its code and would copy breakpoints, of which it dies: look at it without {1}"
+    )]
+    Instrumented(u32, &'static str),
+    /// A debugger or the like is attached.
+    #[error(
+        "process {0} is traced by process {1}, and a debugger's breakpoints and ours overwrite each other: end the debugger or strace first"
+    )]
+    Traced(u32, u32),
+    /// Its code is not what its files hold.
+    #[error("process {0} {1}")]
+    Rewritten(u32, Rewritten),
+    /// Its list of mappings is too long.
+    #[error("process {0} cannot be followed: {1}")]
+    TooMany(u32, TooMany),
     /// Nothing to probe.
     #[error("no allocator to follow in process {pid}: {why}")]
     NoAllocator {
@@ -63,6 +82,16 @@ pub enum Refusal {
     /// Anything else, a whole sentence.
     #[error("{0}")]
     Other(String),
+}
+
+impl Refusal {
+    /// The refusal that an error is, if it is one.
+    pub(super) fn of(pid: u32, error: anyhow::Error) -> Result<Self, anyhow::Error> {
+        error.downcast::<Self>().or_else(|error| {
+            let too_many = error.downcast::<TooMany>()?;
+            Ok(Self::TooMany(pid, too_many))
+        })
+    }
 }
 
 /// What probes could harm, on this kernel and by what was seen here before.
@@ -86,7 +115,10 @@ impl Dangers<'_> {
         upcoming: impl Iterator<Item = &'f CodeFile>,
     ) -> Result<(), Refusal> {
         let pid = process.pid;
-        self.check_seccomp(process)?;
+        self.check_now(process)?;
+        if let Some(instrument) = instruments::of(process, space) {
+            return Err(Refusal::Instrumented(pid, instrument));
+        }
         if process.shadow_stack && shadow_stack_is_deadly(&kernel::release()) {
             return Err(Refusal::ShadowStack(pid));
         }
@@ -102,6 +134,15 @@ impl Dangers<'_> {
             self.check_build(pid, module.and_then(|module| module.build_id.as_deref()))?;
         }
         Ok(())
+    }
+
+    /// What can change at any time.
+    pub(super) fn check_now(&self, process: &Process) -> Result<(), Refusal> {
+        self.check_seccomp(process)?;
+        match process::tracer(process.pid) {
+            Some(tracer) => Err(Refusal::Traced(process.pid, tracer)),
+            None => Ok(()),
+        }
     }
 
     /// A kernel that kills processes under seccomp at a probed return spares
@@ -144,6 +185,15 @@ pub(super) fn check(process: &Process) -> Result<(), Refusal> {
         return Err(Refusal::Gone(pid));
     }
     Ok(())
+}
+
+/// Whether a thread is traced: debuggers trace all of them, but who traces
+/// one only need not begin with the first. Reads a file for each thread.
+pub(super) fn check_threads(process: &Process) -> Result<(), Refusal> {
+    match process::tracer_of_a_thread(process.pid) {
+        Some(tracer) => Err(Refusal::Traced(process.pid, tracer)),
+        None => Ok(()),
+    }
 }
 
 /// Return probes learnt to keep a shadow stack in step in 6.11; before, the

@@ -1,5 +1,6 @@
 //! One process under capture: what is probed in it, and why something is not.
 
+mod integrity;
 mod probing;
 
 use std::{
@@ -23,6 +24,7 @@ use super::{
     links::{FilePoints, Links, Method},
     object::Object,
     refusal::{self, Dangers, Refusal},
+    text::Text,
 };
 use crate::{
     host::{
@@ -126,9 +128,13 @@ pub struct Target {
     /// CLOCK_MONOTONIC when probes last came off.
     unprobed_ns: Option<u64>,
     probed: Vec<Probed>,
+    /// What their pages must look like.
+    text: Text,
     /// Inode and build id of the files that were looked at.
     known: HashSet<(u64, Option<String>)>,
     refreshed: Instant,
+    /// How long that took.
+    reading: Duration,
     /// When it began to run its present program, as far as we have seen.
     started: Instant,
     /// It has run another program since it became a target.
@@ -160,7 +166,10 @@ impl Target {
                 Refusal::Gone(pid)
             }
         };
-        let space = AddressSpace::load(object, files, pid, place.slot).map_err(gone)?;
+        let failed = |error| Refusal::of(pid, error).unwrap_or_else(&gone);
+        let began = Instant::now();
+        let space = AddressSpace::load(object, files, pid, place.slot).map_err(failed)?;
+        let reading = began.elapsed();
         let upcoming: Vec<Arc<CodeFile>> = place
             .upcoming
             .iter()
@@ -169,6 +178,7 @@ impl Target {
         // Now: it waits for a grace period, and the command will not.
         files.flush(object).map_err(gone)?;
         dangers.check(&process, &space, upcoming.iter().map(AsRef::as_ref))?;
+        refusal::check_threads(&process)?;
         let exe = process::exe_path(&process);
         let tasks = current_task::find(pid, &exe, &space);
         let mut target = Self {
@@ -187,8 +197,10 @@ impl Target {
             over: false,
             unprobed_ns: None,
             probed: Vec::new(),
+            text: Text::default(),
             known: HashSet::new(),
             refreshed: Instant::now(),
+            reading,
             started: Instant::now(),
             executed: false,
             stale_records: false,
@@ -197,7 +209,7 @@ impl Target {
         };
         target.list_allocators();
         target.publish(object).map_err(gone)?;
-        let attached = target.attach_new_files(object, upcoming);
+        let attached = target.attach_new_files(object, files, upcoming);
         target.attached_ns = kernel::monotonic_ns();
         match attached {
             Ok(()) if target.probed.is_empty() => Err(Refusal::NoAllocator {
@@ -210,7 +222,7 @@ impl Target {
                 target.try_task_ids(object);
                 Ok(())
             }
-            Err(error) => Err(gone(error)),
+            Err(error) => Err(failed(error)),
         }
         .inspect_err(|_| {
             target.detach(object);
@@ -362,7 +374,7 @@ impl Target {
         let pause = if starting {
             REFRESH_AT_START
         } else {
-            REFRESH_EVERY
+            self.pause(REFRESH_EVERY)
         };
         if !empty && self.refreshed.elapsed() < pause {
             return;
@@ -388,16 +400,31 @@ impl Target {
             return;
         }
         self.try_task_ids(object);
-        // A process may set a filter at any time.
-        if let Err(refusal) = dangers.check_seccomp(&self.process) {
-            self.refuse(object, refusal);
-        } else if self.refreshed.elapsed() >= REFRESH_ANYWAY {
+        if self.refreshed.elapsed() >= self.pause(REFRESH_ANYWAY) {
+            if let Err(refusal) = refusal::check_threads(&self.process) {
+                self.refuse(object, refusal);
+                return;
+            }
             self.look_again(object, files, dangers);
         }
+        // A process may set a filter, or change its code, at any time.
+        if let Err(refusal) = dangers.check_now(&self.process) {
+            self.refuse(object, refusal);
+        }
+        self.look_at_text(object, files, dangers);
+    }
+
+    /// At least this pause between two looks at the mappings, and so long that
+    /// reading a list of a million takes a twentieth of the time at most.
+    fn pause(&self, least: Duration) -> Duration {
+        least.max(self.reading * 20)
     }
 
     /// Its probes come off while it runs.
     fn refuse(&mut self, object: &mut Object, refusal: Refusal) {
+        if self.over {
+            return;
+        }
         tracing::warn!("no longer observed: {refusal}");
         self.detach(object);
         self.refused = Some(refusal);
@@ -425,10 +452,12 @@ impl Target {
     }
 
     fn look_again(&mut self, object: &mut Object, files: &mut Files, dangers: Dangers<'_>) {
+        let began = Instant::now();
         let again = self
             .space
             .load_anew(object, files, self.process.pid, self.slot);
         self.refreshed = Instant::now();
+        self.reading = began.elapsed();
         let again = again.and_then(|space| {
             match space {
                 Some(space) => {
@@ -456,11 +485,15 @@ impl Target {
                 self.tasks.belief = belief;
                 self.publish_task_ids(object)?;
             }
-            self.attach_new_files(object, Vec::new())
+            self.attach_new_files(object, files, Vec::new())
         });
-        if let Err(error) = again {
+        match again.map_err(|error| Refusal::of(self.process.pid, error)) {
+            Ok(()) => {}
+            Err(Ok(refusal)) => self.refuse(object, refusal),
             // Most often the process has just ended, which is reported apart.
-            tracing::debug!(pid = self.process.pid, error = %format_args!("{error:#}"), "cannot look at the mappings again");
+            Err(Err(error)) => {
+                tracing::debug!(pid = self.process.pid, error = %format_args!("{error:#}"), "cannot look at the mappings again");
+            }
         }
     }
 

@@ -166,6 +166,14 @@ impl Module {
         })
     }
 
+    /// The opened file, for reads at given places.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn opened(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     /// A path to exactly this file, whatever has become of its name; valid in
     /// this process while the module lives.
     pub fn descriptor_path(&self) -> PathBuf {

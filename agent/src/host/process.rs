@@ -179,7 +179,7 @@ pub fn threads(pid: u32) -> Vec<u32> {
         .unwrap_or_default()
 }
 
-/// Threads whose seccomp mode is looked at.
+/// Threads whose seccomp mode, or tracer, is looked at.
 const MAX_THREADS: usize = 4096;
 
 /// Whether any thread runs under seccomp: a filter holds for the thread that
@@ -189,6 +189,37 @@ pub fn any_thread_is_filtered(pid: u32) -> bool {
         read(pid, &format!("task/{thread}/status"))
             .is_ok_and(|status| first_number(line(&status, b"Seccomp:")).unwrap_or(0) != 0)
     })
+}
+
+/// Who traces the main thread by ptrace, as debuggers and strace do; none when
+/// nobody does, or when the process is gone.
+pub fn tracer(pid: u32) -> Option<u32> {
+    tracer_in(&read(pid, "status").ok()?)
+}
+
+/// Who traces any of its threads.
+pub fn tracer_of_a_thread(pid: u32) -> Option<u32> {
+    threads(pid)
+        .into_iter()
+        .take(MAX_THREADS)
+        .find_map(|thread| tracer_in(&read(pid, &format!("task/{thread}/status")).ok()?))
+}
+
+fn tracer_in(status: &[u8]) -> Option<u32> {
+    first_number(line(status, b"TracerPid:")).filter(|tracer| *tracer != 0)
+}
+
+/// Whether the process has a handler for a signal.
+pub fn catches(pid: u32, signal: i32) -> bool {
+    let Ok(status) = read(pid, "status") else {
+        return false;
+    };
+    let caught = line(&status, b"SigCgt:").trim_ascii();
+    let caught = std::str::from_utf8(caught)
+        .ok()
+        .and_then(|mask| u64::from_str_radix(mask, 16).ok())
+        .unwrap_or(0);
+    caught >> (signal - 1) & 1 != 0
 }
 
 /// Path of the unified hierarchy (`0::`), else of systemd's own, else of the
@@ -289,6 +320,16 @@ mod tests {
             ..me
         };
         assert!(!other.is_running());
+    }
+
+    #[test]
+    fn knows_who_traces_and_what_is_caught() {
+        let me = std::process::id();
+        assert_eq!(tracer(me), tracer_of_a_thread(me));
+        assert_eq!(tracer_in(b"TracerPid:\t0\nUid:\t0\n"), None);
+        assert_eq!(tracer_in(b"Name:\tx\nTracerPid:\t34\n"), Some(34));
+        // Rust's runtime looks for an overflow of the stack.
+        assert!(catches(me, libc::SIGSEGV) && !catches(me, libc::SIGCONT));
     }
 
     #[test]

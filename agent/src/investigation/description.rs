@@ -9,7 +9,7 @@ use std::{
 use super::account::Account;
 use crate::{
     analysis::{self, Context, Identity, MemoryLimit, Outcome, Settings, waits},
-    capture::{Capture, address_space::AddressSpace, ring},
+    capture::{Capture, address_space::AddressSpace, ring, target::Target},
     finding::{self, Allocator, Finding, Frame, Process, Role, Task, TaskCounts, Text, Tokio},
     host::{self, process},
     ledger::StackId,
@@ -86,7 +86,7 @@ pub(super) fn describe(
         waits::describe(&waits, &places)
     });
     let (detection_limit_bytes_per_s, why_not) =
-        match blind(account).map_or(outcome.detection_limit, Err) {
+        match blind(capture, account).map_or(outcome.detection_limit, Err) {
             Ok(limit) => (Some(limit), None),
             Err(why) => (None, Some(Text::sentence(why))),
         };
@@ -216,7 +216,11 @@ fn measured(
 }
 
 /// Why nothing can be said about leaks that were not seen.
-fn blind(account: &Account) -> Option<String> {
+fn blind(capture: &Capture, account: &Account) -> Option<String> {
+    let refused = |target: &Target| target.refused.as_ref().map(ToString::to_string);
+    if let Some(why) = capture.target(account.id).and_then(refused) {
+        return Some(why);
+    }
     if account.unprobed {
         return Some("no probe was set: the mode is watch".to_owned());
     }

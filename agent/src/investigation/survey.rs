@@ -221,6 +221,7 @@ impl Survey {
         capture: &mut Capture,
         governor: &mut Governor,
     ) -> Step {
+        capture.look_before_window(self.id);
         governor.opening(self.id, now());
         self.meter.restart();
         let opened = capture
@@ -343,7 +344,9 @@ impl Survey {
         let orderly = matches!(close, Close::Done { .. } | Close::Spent { .. });
         let harvest = (records && orderly)
             .then(|| self.harvest(process, capture))
-            .flatten();
+            .flatten()
+            // Where breakpoints are gone, what was freed seems to live.
+            .filter(|_| capture.is_whole(self.id));
         let reading = self.reading(capture);
         capture.close_window(self.id);
         self.counts.add(&capture.counts(self.id));

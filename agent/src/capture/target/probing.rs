@@ -5,28 +5,21 @@ use std::{path::PathBuf, sync::Arc};
 use agent_ebpf::abi::heap::{Cookie, FunctionKind};
 use anyhow::{Result, bail};
 
-use super::{MAX_PERF_PROBES, Probed, Target};
+use super::{MAX_PERF_PROBES, Probed, Target, integrity::Expect};
 use crate::{
     capture::{
         bpf::Point,
-        files::CodeFile,
+        files::{CodeFile, Files},
         links::{FilePoints, Links, Method},
         object::Object,
-        refusal::Dangers,
+        refusal::Refusal,
     },
     host::kernel,
 };
 
 impl Target {
-    /// Puts the probes on.
-    pub(in crate::capture) fn open_window(
-        &mut self,
-        object: &mut Object,
-        dangers: Dangers<'_>,
-    ) -> Result<()> {
-        if let Err(refusal) = dangers.check_seccomp(&self.process) {
-            self.refuse(object, refusal);
-        }
+    /// Puts the probes on; to be called after [`Self::look_before_window`].
+    pub(in crate::capture) fn open_window(&mut self, object: &mut Object) -> Result<()> {
         if self.over {
             bail!("its probes are off for good");
         }
@@ -61,6 +54,7 @@ impl Target {
     pub(super) fn attach_new_files(
         &mut self,
         object: &mut Object,
+        files: &mut Files,
         upcoming: Vec<Arc<CodeFile>>,
     ) -> Result<()> {
         let mapped = self
@@ -102,10 +96,14 @@ impl Target {
                     }
                 }
             }
-            if !points.allocating.is_empty() {
+            if let (Some(module), false) = (&file.module, points.allocating.is_empty()) {
+                self.text
+                    .add(&self.process, module, &points)
+                    .map_err(|rewritten| Refusal::Rewritten(self.process.pid, rewritten))?;
                 self.probed.push(Probed { file, points });
             }
         }
+        self.check_text(object, files, first, Expect::None)?;
         if self.open {
             self.attach_from(object, first)
         } else {
@@ -132,6 +130,9 @@ impl Target {
                 self.left_out = 0;
             }
             self.left_out += limit_perf(&mut places);
+        }
+        for (index, (_, points)) in places.iter().enumerate() {
+            self.text.expect(first + index, points);
         }
         let mut links = Links::default();
         let attached = links.attach(object, self.method, self.process.pid, &places);

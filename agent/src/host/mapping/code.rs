@@ -47,6 +47,13 @@ pub enum TooMany {
     Parts,
 }
 
+impl TooMany {
+    /// What [`of`] says by an error of its own.
+    pub fn of(error: &io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref().copied()
+    }
+}
+
 /// A part of a file, and how often it is mapped in such a way that the kernel
 /// puts breakpoints into the mapping: private and not writable, executable or
 /// not (`valid_vma` in kernel/events/uprobes.c).
@@ -175,8 +182,7 @@ mod tests {
     }
 
     fn why(outcome: io::Result<Code>) -> TooMany {
-        let error = outcome.unwrap_err();
-        *error.get_ref().unwrap().downcast_ref().unwrap()
+        TooMany::of(&outcome.unwrap_err()).unwrap()
     }
 
     #[test]
