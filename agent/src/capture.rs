@@ -245,9 +245,10 @@ impl Capture {
             quarantine: &self.quarantine,
             seccomp_survives: self.seccomp_survives,
         };
-        self.targets
-            .get_mut(&id)
-            .is_some_and(|target| target.look_at_text(&mut self.object, &mut self.files, dangers))
+        let now = process::condition(id);
+        self.targets.get_mut(&id).is_some_and(|target| {
+            target.look_at_text(&mut self.object, &mut self.files, dangers, now)
+        })
     }
 
     /// Takes them off again; its blocks are forgotten, its sites stay.

@@ -247,9 +247,11 @@ impl<'a> Inspection<'a> {
                     }
                 }
                 _ = ticks.tick() => {
-                    let began = Instant::now();
                     log.flush();
-                    self.investigation.tick()?;
+                    self.investigation.look_for_dangers();
+                    dangers.reset_after(TICK + TICK / 4);
+                    let began = Instant::now();
+                    self.investigation.enter_observation()?;
                     if let Ok(pressure) = Pressure::of_host() {
                         self.investigation.press(pressure.some_avg10);
                     }

@@ -323,10 +323,19 @@ impl Investigation {
     }
 
     /// Looks for what has made probes dangerous meanwhile, and for new
-    /// mappings. [`Self::tick`] does so too; this is for fronts whose ticks
-    /// are more than about a second apart.
+    /// mappings: about once a second, and before each [`Self::enter_observation`].
     pub fn look_for_dangers(&mut self) {
         self.capture.tick();
+    }
+
+    /// Both of what a second brings: [`Self::look_for_dangers`] and
+    /// [`Self::enter_observation`].
+    ///
+    /// # Errors
+    /// As [`Self::enter_observation`].
+    pub fn tick(&mut self) -> Result<()> {
+        self.look_for_dangers();
+        self.enter_observation()
     }
 
     /// One observation of every process, and sampling means that fit their
@@ -334,8 +343,7 @@ impl Investigation {
     ///
     /// # Errors
     /// When the kernel's tables cannot be read.
-    pub fn tick(&mut self) -> Result<()> {
-        self.look_for_dangers();
+    pub fn enter_observation(&mut self) -> Result<()> {
         self.account_for_ourselves();
         self.sample_faults();
         self.follow_waits();

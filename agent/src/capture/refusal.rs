@@ -10,7 +10,7 @@ use super::{address_space::AddressSpace, files::CodeFile, text::Rewritten};
 use crate::host::{
     kernel,
     mapping::code::TooMany,
-    process::{self, Process},
+    process::{self, Condition, Process},
     quarantine::{Entry, Quarantine},
 };
 
@@ -115,7 +115,7 @@ impl Dangers<'_> {
         upcoming: impl Iterator<Item = &'f CodeFile>,
     ) -> Result<(), Refusal> {
         let pid = process.pid;
-        self.check_now(process)?;
+        self.check_now(process, process::condition(pid))?;
         if let Some(instrument) = instruments::of(process, space) {
             return Err(Refusal::Instrumented(pid, instrument));
         }
@@ -137,9 +137,9 @@ impl Dangers<'_> {
     }
 
     /// What can change at any time.
-    pub(super) fn check_now(&self, process: &Process) -> Result<(), Refusal> {
+    pub(super) fn check_now(&self, process: &Process, now: Condition) -> Result<(), Refusal> {
         self.check_seccomp(process)?;
-        match process::tracer(process.pid) {
+        match now.tracer {
             Some(tracer) => Err(Refusal::Traced(process.pid, tracer)),
             None => Ok(()),
         }

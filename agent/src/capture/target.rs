@@ -135,6 +135,8 @@ pub struct Target {
     refreshed: Instant,
     /// How long that took.
     reading: Duration,
+    /// Its executable memory at the last look.
+    executable_kb: u64,
     /// When it began to run its present program, as far as we have seen.
     started: Instant,
     /// It has run another program since it became a target.
@@ -201,6 +203,7 @@ impl Target {
             known: HashSet::new(),
             refreshed: Instant::now(),
             reading,
+            executable_kb: 0,
             started: Instant::now(),
             executed: false,
             stale_records: false,
@@ -400,34 +403,7 @@ impl Target {
             return;
         }
         self.try_task_ids(object);
-        if self.refreshed.elapsed() >= self.pause(REFRESH_ANYWAY) {
-            if let Err(refusal) = refusal::check_threads(&self.process) {
-                self.refuse(object, refusal);
-                return;
-            }
-            self.look_again(object, files, dangers);
-        }
-        // A process may set a filter, or change its code, at any time.
-        if let Err(refusal) = dangers.check_now(&self.process) {
-            self.refuse(object, refusal);
-        }
-        self.look_at_text(object, files, dangers);
-    }
-
-    /// At least this pause between two looks at the mappings, and so long that
-    /// reading a list of a million takes a twentieth of the time at most.
-    fn pause(&self, least: Duration) -> Duration {
-        least.max(self.reading * 20)
-    }
-
-    /// Its probes come off while it runs.
-    fn refuse(&mut self, object: &mut Object, refusal: Refusal) {
-        if self.over {
-            return;
-        }
-        tracing::warn!("no longer observed: {refusal}");
-        self.detach(object);
-        self.refused = Some(refusal);
+        self.look_for_dangers(object, files, dangers);
     }
 
     /// Looks at the mappings of a command that has just started, before it

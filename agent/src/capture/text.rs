@@ -8,18 +8,23 @@
 //! probes go on, while they are on, and before what a window has recorded is
 //! believed. Between two looks a program can do what it likes.
 //!
-//! A look at the pages of glibc takes 0.1 ms, most of it for a thread that
-//! may be left behind by a file system that does not answer.
+//! A look at the seven pages of glibc takes 80 µs, most of it for a thread that
+//! is left behind when memory or a file system does not answer.
 
 mod page;
+mod rewritten;
 
 use std::{
-    collections::BTreeMap, fs::File, io, os::unix::fs::FileExt as _, sync::Arc, time::Duration,
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    sync::Arc,
+    time::Duration,
 };
 
-use thiserror::Error;
-
 use self::page::{State, TRAMPOLINE};
+pub use self::rewritten::Rewritten;
 use super::{address_space::AddressSpace, links::FilePoints};
 use crate::host::{
     mapping::Mapping,
@@ -35,88 +40,6 @@ const MAX_COPIES: u64 = 256;
 /// Reading some pages takes microseconds. Whoever takes longer does not mean
 /// well, or has a file system that hangs.
 const DEADLINE: Duration = Duration::from_secs(1);
-
-/// Why the code of a process cannot be probed, or not any more; what follows
-/// "process N".
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Rewritten {
-    /// A page differs from its file.
-    #[error(
-        "has changed the code of its allocator while it runs (file {file}, from byte {offset:#x}): who rewrites code may copy a breakpoint, of which the process dies; run it without the library that hooks the allocator"
-    )]
-    Patched {
-        /// The file, escaped.
-        file: String,
-        /// Offset in it.
-        offset: u64,
-    },
-    /// Breakpoints of its own.
-    #[error(
-        "has breakpoints in the code of its allocator ({file}) and handles their signal itself, which would no longer reach it: run it without its own breakpoints"
-    )]
-    OwnBreakpoints {
-        /// The file, escaped.
-        file: String,
-    },
-    /// The code may be written to.
-    #[error(
-        "has the code of its allocator ({file}) mapped so that it can write to it, where the kernel sets no breakpoints: run it without the library that rewrites code"
-    )]
-    Writable {
-        /// The file, escaped.
-        file: String,
-    },
-    /// The code was put elsewhere.
-    #[error(
-        "has replaced a page of the code of its allocator ({file}, byte {offset:#x}) by other memory, where no call is seen: run it without the library that rewrites code"
-    )]
-    Replaced {
-        /// The file, escaped.
-        file: String,
-        /// Offset in it.
-        offset: u64,
-    },
-    /// Breakpoints are gone.
-    #[error(
-        "has removed {count} breakpoints from the code of its allocator ({file}), as madvise(MADV_DONTNEED) or a restored page does: its calls are no longer seen"
-    )]
-    Vanished {
-        /// The file, escaped.
-        file: String,
-        /// How many.
-        count: usize,
-    },
-    /// The file is another by now.
-    #[error(
-        "runs code of a file that was overwritten meanwhile ({file}): restart it, so that code and file agree"
-    )]
-    Overwritten {
-        /// The file, escaped.
-        file: String,
-    },
-    /// Breakpoints would take too much memory.
-    #[error(
-        "maps the code of its allocator ({file}) {mappings} times: breakpoints would cost it {} KiB for copies of pages, and {} KiB are the limit; run it without what maps code again and again",
-        copies * 4,
-        MAX_COPIES * 4
-    )]
-    Copies {
-        /// The file, escaped.
-        file: String,
-        /// Mappings of one page.
-        mappings: u64,
-        /// Pages in all.
-        copies: u64,
-    },
-    /// Not to be compared.
-    #[error("has code that cannot be compared with its file ({file}): {why}")]
-    Unreadable {
-        /// The file, escaped.
-        file: String,
-        /// What the system says.
-        why: String,
-    },
-}
 
 /// The probed pages of a process.
 #[derive(Default)]
@@ -246,10 +169,15 @@ impl Text {
         first: usize,
         probed: bool,
     ) -> Result<(), Rewritten> {
-        for file in self.files.iter().skip(first) {
-            file.look(process, space, probed)?;
+        let breakpoints = self.breakpoints(process, space, first)?;
+        let missing = |(_, state): &(&FileText, State)| state.missing;
+        match breakpoints.iter().find(|found| missing(found) > 0) {
+            Some((file, _)) if probed => Err(Rewritten::Vanished {
+                file: file.shown.clone(),
+                count: breakpoints.iter().map(missing).sum(),
+            }),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether the process handles breakpoints itself: those that are there
@@ -266,24 +194,51 @@ impl Text {
         if !process::catches(process.pid, libc::SIGTRAP) {
             return Ok(());
         }
+        let breakpoints = self.breakpoints(process, space, first)?;
+        match breakpoints.iter().find(|(_, state)| state.there > 0) {
+            Some((file, _)) => Err(Rewritten::OwnBreakpoints {
+                file: file.shown.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Compares the pages in the process with the files, page by page.
+    fn breakpoints(
+        &self,
+        process: &Process,
+        space: &AddressSpace,
+        first: usize,
+    ) -> Result<Vec<(&FileText, State)>, Rewritten> {
+        let mut places = Vec::new();
         for file in self.files.iter().skip(first) {
-            if file.breakpoints(process, space)?.there > 0 {
-                return Err(Rewritten::OwnBreakpoints {
+            let found = file.places(space)?;
+            places.extend(found.into_iter().map(|place| (file, place)));
+        }
+        let pages = read(process, &places)?;
+        let mut states = Vec::new();
+        for ((file, (address, offset)), found) in places.into_iter().zip(pages) {
+            let Some(page) = file.pages.get(&offset) else {
+                continue;
+            };
+            if found.in_file != page.bytes {
+                return Err(Rewritten::Overwritten {
                     file: file.shown.clone(),
                 });
             }
+            let trampoline = |target| is_trampoline(space, target);
+            let own = found.own.as_ref().unwrap_or(&page.bytes);
+            let state = page::compare(own, &page.bytes, &page.points, address, trampoline);
+            if let Some(changed) = state.changed {
+                return Err(Rewritten::Patched {
+                    file: file.shown.clone(),
+                    offset: offset + changed as u64,
+                });
+            }
+            states.push((file, state));
         }
-        Ok(())
+        Ok(states)
     }
-}
-
-/// Breakpoints in a file's pages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Breakpoints {
-    /// Where they are to be, and are not.
-    missing: usize,
-    /// All that are there.
-    there: usize,
 }
 
 impl FileText {
@@ -295,59 +250,8 @@ impl FileText {
         })
     }
 
-    fn look(&self, process: &Process, space: &AddressSpace, probed: bool) -> Result<(), Rewritten> {
-        let breakpoints = self.breakpoints(process, space)?;
-        if probed && breakpoints.missing > 0 {
-            return Err(Rewritten::Vanished {
-                file: self.shown.clone(),
-                count: breakpoints.missing,
-            });
-        }
-        Ok(())
-    }
-
-    /// Compares its pages in the process with the file; none where the file
-    /// is not mapped yet, or no more.
-    fn breakpoints(
-        &self,
-        process: &Process,
-        space: &AddressSpace,
-    ) -> Result<Breakpoints, Rewritten> {
-        let places = self.places(space)?;
-        let mut sum = Breakpoints::default();
-        for ((address, offset), found) in places.iter().zip(self.read(process, &places)?) {
-            let Some(page) = self.pages.get(offset) else {
-                continue;
-            };
-            if found.in_file != page.bytes {
-                return Err(Rewritten::Overwritten {
-                    file: self.shown.clone(),
-                });
-            }
-            let Some(own) = found.own else {
-                sum.missing += page.points.len();
-                continue;
-            };
-            let State {
-                missing,
-                there,
-                changed,
-            } = page::compare(&own, &page.bytes, &page.points, *address, |target| {
-                is_trampoline(space, target)
-            });
-            if let Some(changed) = changed {
-                return Err(Rewritten::Patched {
-                    file: self.shown.clone(),
-                    offset: offset + changed as u64,
-                });
-            }
-            sum.missing += missing;
-            sum.there += there;
-        }
-        Ok(sum)
-    }
-
-    /// Where its pages are in the process, and which they are.
+    /// Where its pages are in the process, and which they are; nowhere while
+    /// the file is not mapped, or no more.
     fn places(&self, space: &AddressSpace) -> Result<Vec<(u64, u64)>, Rewritten> {
         let mappings: Vec<&Mapping> = self.mappings(space).collect();
         let mut places = Vec::new();
@@ -374,26 +278,30 @@ impl FileText {
         }
         Ok(places)
     }
+}
 
-    fn read(&self, process: &Process, places: &[(u64, u64)]) -> Result<Vec<Found>, Rewritten> {
-        if places.is_empty() {
-            return Ok(Vec::new());
-        }
-        let read = || {
-            let memory = Arc::new(Memory::open(process.pid)?);
-            let (file, places) = (Arc::clone(&self.opened), places.to_owned());
-            memory::with_deadline(&memory, DEADLINE, move |memory| {
-                let found = |(address, offset)| {
-                    Ok(Found {
-                        own: memory.own_page(address)?,
-                        in_file: page_of(&file, offset)?,
-                    })
-                };
-                places.into_iter().map(found).collect::<io::Result<_>>()
-            })?
-        };
-        read().map_err(|error: io::Error| unreadable(&self.shown, &error))
-    }
+/// Reads pages of a process, and those of the files that they come from.
+fn read(process: &Process, places: &[(&FileText, (u64, u64))]) -> Result<Vec<Found>, Rewritten> {
+    let Some((first, _)) = places.first() else {
+        return Ok(Vec::new());
+    };
+    let wanted: Vec<(Arc<File>, u64, u64)> = places
+        .iter()
+        .map(|(file, (address, offset))| (Arc::clone(&file.opened), *address, *offset))
+        .collect();
+    let read = || {
+        let memory = Arc::new(Memory::open(process.pid)?);
+        memory::with_deadline(&memory, DEADLINE, move |memory| {
+            let found = |(file, address, offset): (Arc<File>, u64, u64)| {
+                Ok(Found {
+                    own: memory.own_page(address)?,
+                    in_file: page_of(&file, offset)?,
+                })
+            };
+            wanted.into_iter().map(found).collect::<io::Result<_>>()
+        })?
+    };
+    read().map_err(|error: io::Error| unreadable(&first.shown, &error))
 }
 
 fn unreadable(file: &str, error: &io::Error) -> Rewritten {
@@ -412,15 +320,13 @@ fn offsets(points: &FilePoints) -> Vec<u64> {
 /// The pages that hold these offsets. There are as many as allocator functions
 /// at most.
 fn read_pages(file: &File, offsets: Vec<u64>) -> io::Result<BTreeMap<u64, PageText>> {
-    let mut pages = BTreeMap::new();
-    for offset in offsets {
-        let offset = offset & !(PAGE - 1);
-        if !pages.contains_key(&offset) {
-            let (bytes, points) = (page_of(file, offset)?, Vec::new());
-            pages.insert(offset, PageText { bytes, points });
-        }
-    }
-    Ok(pages)
+    let numbers: BTreeSet<u64> = offsets.into_iter().map(|at| at / PAGE).collect();
+    let page = |number| {
+        let offset = number * PAGE;
+        let (bytes, points) = (page_of(file, offset)?, Vec::new());
+        Ok((offset, PageText { bytes, points }))
+    };
+    numbers.into_iter().map(page).collect()
 }
 
 /// A page of a file; zeros behind its end, as in memory.

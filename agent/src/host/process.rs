@@ -191,10 +191,22 @@ pub fn any_thread_is_filtered(pid: u32) -> bool {
     })
 }
 
-/// Who traces the main thread by ptrace, as debuggers and strace do; none when
-/// nobody does, or when the process is gone.
-pub fn tracer(pid: u32) -> Option<u32> {
-    tracer_in(&read(pid, "status").ok()?)
+/// What may change in a process at any time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// Who traces the main thread by ptrace, as debuggers and strace do.
+    pub tracer: Option<u32>,
+    /// Kilobytes of executable mappings, but for the program's own.
+    pub executable_kb: u64,
+}
+
+/// How a process is now; the default when it is gone.
+pub fn condition(pid: u32) -> Condition {
+    let status = read(pid, "status").unwrap_or_default();
+    Condition {
+        tracer: tracer_in(&status),
+        executable_kb: first_number(line(&status, b"VmLib:")).unwrap_or(0),
+    }
 }
 
 /// Who traces any of its threads.
@@ -325,7 +337,9 @@ mod tests {
     #[test]
     fn knows_who_traces_and_what_is_caught() {
         let me = std::process::id();
-        assert_eq!(tracer(me), tracer_of_a_thread(me));
+        let now = condition(me);
+        assert_eq!(now.tracer, tracer_of_a_thread(me));
+        assert!(now.executable_kb > 0);
         assert_eq!(tracer_in(b"TracerPid:\t0\nUid:\t0\n"), None);
         assert_eq!(tracer_in(b"Name:\tx\nTracerPid:\t34\n"), Some(34));
         // Rust's runtime looks for an overflow of the stack.

@@ -344,9 +344,10 @@ impl Survey {
         let orderly = matches!(close, Close::Done { .. } | Close::Spent { .. });
         let harvest = (records && orderly)
             .then(|| self.harvest(process, capture))
-            .flatten()
-            // Where breakpoints are gone, what was freed seems to live.
-            .filter(|_| capture.is_whole(self.id));
+            .flatten();
+        // Where breakpoints are gone, what was freed seems to live.
+        let whole = orderly && capture.is_whole(self.id);
+        let harvest = harvest.filter(|_| whole);
         let reading = self.reading(capture);
         capture.close_window(self.id);
         self.counts.add(&capture.counts(self.id));

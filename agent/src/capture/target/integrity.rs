@@ -2,13 +2,16 @@
 
 use std::{thread, time::Duration};
 
-use super::{REFRESH_EVERY, Target};
-use crate::capture::{
-    address_space::AddressSpace,
-    files::Files,
-    object::Object,
-    refusal::{Dangers, Refusal},
-    text::Rewritten,
+use super::{REFRESH_ANYWAY, REFRESH_EVERY, Target};
+use crate::{
+    capture::{
+        address_space::AddressSpace,
+        files::Files,
+        object::Object,
+        refusal::{self, Dangers, Refusal},
+        text::Rewritten,
+    },
+    host::process::{self, Condition},
 };
 
 /// A page may be on its way from one state to another, when it is made
@@ -48,31 +51,69 @@ impl Target {
             Some(_) => Expect::Former,
         };
         let looked = dangers
-            .check_now(&self.process)
+            .check_now(&self.process, process::condition(self.process.pid))
             .and_then(|()| self.check_text(object, files, 0, expect));
         if let Err(refusal) = looked {
             self.refuse(object, refusal);
         }
     }
 
-    /// Looks at the code while probes are on. When it is not what it must be,
-    /// they come off for good; false then, or when they are off for good
-    /// already.
+    /// What may have changed within a second: mappings, a tracer, the code.
+    pub(super) fn look_for_dangers(
+        &mut self,
+        object: &mut Object,
+        files: &mut Files,
+        dangers: Dangers<'_>,
+    ) {
+        let since = self.refreshed.elapsed();
+        let now = process::condition(self.process.pid);
+        if since >= self.pause(REFRESH_ANYWAY) {
+            if let Err(refusal) = refusal::check_threads(&self.process) {
+                self.refuse(object, refusal);
+                return;
+            }
+            self.look_again(object, files, dangers);
+        } else if now.executable_kb != self.executable_kb && since >= self.pause(REFRESH_EVERY) {
+            self.look_again(object, files, dangers);
+        }
+        self.executable_kb = now.executable_kb;
+        self.look_at_text(object, files, dangers, now);
+    }
+
+    /// Whether it can still be probed, and its code, if probes are on, is what
+    /// it must be. Otherwise they come off for good; false then, or when they
+    /// are off for good already.
     pub(in crate::capture) fn look_at_text(
         &mut self,
         object: &mut Object,
         files: &mut Files,
         dangers: Dangers<'_>,
+        now: Condition,
     ) -> bool {
+        let mut looked = dangers.check_now(&self.process, now);
         if self.is_attached() {
-            let looked = dangers
-                .check_now(&self.process)
-                .and_then(|()| self.check_text(object, files, 0, Expect::All));
-            if let Err(refusal) = looked {
-                self.refuse(object, refusal);
-            }
+            looked = looked.and_then(|()| self.check_text(object, files, 0, Expect::All));
+        }
+        if let Err(refusal) = looked {
+            self.refuse(object, refusal);
         }
         !self.over
+    }
+
+    /// Its probes come off while it runs.
+    pub(super) fn refuse(&mut self, object: &mut Object, refusal: Refusal) {
+        if self.over {
+            return;
+        }
+        tracing::warn!("no longer observed: {refusal}");
+        self.detach(object);
+        self.refused = Some(refusal);
+    }
+
+    /// At least this pause between two looks at the mappings, and so long that
+    /// reading a list of a million takes 2 % of the time at most.
+    pub(super) fn pause(&self, least: Duration) -> Duration {
+        least.max(self.reading * 50)
     }
 
     /// Compares the code of the probed files from the `first` on with what it
