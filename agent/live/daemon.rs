@@ -13,7 +13,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::{journal, lab, program, server::Server, trial};
+use crate::{
+    journal, lab,
+    program::{self, Program},
+    server::Server,
+    trial,
+};
 
 /// From start to the leaking program's end.
 const WATCHED: Duration = Duration::from_secs(40);
@@ -22,6 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("daemon::finds_the_one_that_leaks", finds),
         trial("daemon::bad_settings", bad_settings),
+        trial("daemon::says_once_that_breakpoints_are_gone", vanished),
     ]
 }
 
@@ -194,6 +200,24 @@ fn finds() -> Result<()> {
             told()
         );
     }
+    Ok(())
+}
+
+/// A program that throws its pages away all the time.
+fn vanished() -> Result<()> {
+    const REASON: &str = "breakpoints from the code of its allocator";
+    let mut daemon = Daemon::start(
+        "mode: full\nwatch:\n  interval: 1s\nlog:\n  level: info\npinned:\n  name: ['rewrites']\n",
+    )?;
+    thread::sleep(Duration::from_secs(3));
+    let path = lab::compile("cc", "rewrites.c", &["-fno-builtin", "-ldl"], "rewrites")?;
+    let mut program = Program::start(&path, &["15", "drop", "0"])?;
+    program.ends_well(Duration::from_secs(30))?;
+    daemon.stop()?;
+    let log = daemon.log();
+    let told = log.lines().filter(|line| line.contains(REASON)).count();
+    ensure!(told == 1, "it is told {told} times:\n{log}");
+    ensure!(log.contains("no longer following"), "{log}");
     Ok(())
 }
 

@@ -35,6 +35,7 @@ mod survey;
 mod targets;
 mod task_life;
 mod tasks;
+mod text;
 mod truth;
 mod waits;
 
@@ -111,6 +112,7 @@ fn main() -> ExitCode {
         costs::trials(),
         governed::trials(),
         hazards::trials(),
+        text::trials(),
         hostile::trials(),
         bad_input::trials(),
         journal::trials(),
