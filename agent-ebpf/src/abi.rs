@@ -1,5 +1,6 @@
 //! Layouts of map keys, map values and ring buffer records.
 
+pub mod ending;
 pub mod event;
 pub mod fault;
 pub mod futex;
@@ -10,7 +11,7 @@ pub mod stack;
 
 /// Changes with every change of a layout; the loader refuses an object that
 /// was built for another version.
-pub const ABI_VERSION: u64 = 6;
+pub const ABI_VERSION: u64 = 7;
 
 /// Fails the build when a layout changes by accident.
 macro_rules! assert_size {

@@ -294,6 +294,9 @@ mod tests {
         object
             .attach_to_event("context_switch", "sched_switch")
             .unwrap();
+        for name in ["signal_generate", "mark_victim"] {
+            object.attach_to_event(name, name).unwrap();
+        }
         object.uprobe("heap_session", AttachType::Session).unwrap();
         for name in ["heap_enter", "heap_leave", "heap_free"] {
             object.uprobe(name, AttachType::Multi).unwrap();
