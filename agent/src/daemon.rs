@@ -42,6 +42,7 @@ use crate::{
     investigation::{Happening, Investigation},
     log,
     output::notify::Notify,
+    signals,
     symbols::Symbols,
     watch::{self, Suspect, Watch},
 };
@@ -86,6 +87,7 @@ pub fn run(args: &DaemonArgs) -> Result<u8> {
     // No core dump of ours may carry what was read from a target.
     // SAFETY: takes numbers only.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+    signals::shrug_off()?;
     keep_heap_small();
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()

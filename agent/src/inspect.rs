@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use aya_log::EbpfLogger;
 use tokio::{
     io::unix::AsyncFd,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
@@ -26,6 +26,7 @@ use crate::{
     finding::Command,
     host::{pressure::Pressure, privilege, process::Process, urgency::Urgency},
     investigation::{self, Account, Happening, Investigation, Sampling},
+    signals,
 };
 
 /// Live blocks of all targets together; 29 MB of kernel memory.
@@ -61,6 +62,8 @@ pub fn run(args: &InspectArgs) -> Result<u8> {
     } else {
         Some(Waiting::new(&args.command, args.json)?)
     };
+    // After the fork: the command keeps its own.
+    signals::take_for_inspection()?;
     // No core dump of ours may carry what was read from a target.
     // SAFETY: takes numbers only.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
@@ -113,12 +116,17 @@ impl<'a> Inspection<'a> {
             });
         }
         for process in std::mem::take(&mut self.selection.processes) {
+            if signals::is_asked() {
+                break;
+            }
             match wish {
                 Some(wish) => self.survey(&process, wish),
                 None => self.follow(process, self.sampling(Sampling::ByRate), &[]),
             }
         }
-        self.start_command()?;
+        if !signals::is_asked() {
+            self.start_command()?;
+        }
         let run = Run::begin(began);
         if !self.investigation.is_empty() {
             self.observe_until_the_end().await?;
@@ -215,6 +223,11 @@ impl<'a> Inspection<'a> {
         let mut log = EbpfLogger::init(self.investigation.ebpf())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = if signals::is_told_of_hangups()? {
+            Some(signal(SignalKind::hangup())?)
+        } else {
+            None
+        };
         let mut dangers = interval(TICK);
         dangers.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticks = interval(TICK);
@@ -222,13 +235,15 @@ impl<'a> Inspection<'a> {
         let mut first_look = Box::pin(sleep_until(started + investigation::FIRST_LOOK));
         let mut looked = false;
         let mut step = started;
-        loop {
+        // Before the signals were waited for.
+        while !signals::is_asked() {
             tokio::select! {
                 biased;
                 () = sleep_until(deadline) => break,
                 () = sleep_until(step) => {}
                 _ = interrupt.recv() => break,
                 _ = terminate.recv() => break,
+                () = told(&mut hangup) => break,
                 ready = ring.readable() => {
                     ready?.clear_ready();
                     self.handle_records();
@@ -341,5 +356,13 @@ impl<'a> Inspection<'a> {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(())
+    }
+}
+
+/// Waits for a signal; for ever where none is to come.
+async fn told(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
     }
 }
