@@ -96,7 +96,7 @@ fn run() -> Result<()> {
     let mut subject = Subject::start(&processors)?;
     let other = Subject::start(&processors)?;
     other.stop(true)?;
-    let nowhere = Quarantine::open(std::path::Path::new("/nonexistent/list"))?;
+    let nowhere = Quarantine::open(std::path::Path::new("/nonexistent/list"));
     let mut capture = Capture::new(Sizes { live_blocks: 1024 }, &Method::ALL, nowhere)?;
     let (pid, stranger) = (subject.child.id(), other.child.id());
     for id in [pid, stranger] {

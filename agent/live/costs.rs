@@ -26,7 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 fn check(method: Method) -> Result<()> {
     let place = std::env::temp_dir().join(format!("lingerscope-live-costs-{}", std::process::id()));
     let sizes = Sizes { live_blocks: 4096 };
-    let mut capture = Capture::new(sizes, &[method], Quarantine::open(&place)?)?;
+    let mut capture = Capture::new(sizes, &[method], Quarantine::open(&place))?;
     // Another load on the machine makes it longer, never shorter.
     let mut quickest = Duration::MAX;
     let mut best: Option<Costs> = None;

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
@@ -26,26 +26,25 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// A daemon with a journal of its own.
-struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     journal: PathBuf,
     log: PathBuf,
     metrics: PathBuf,
     settings: PathBuf,
+    /// Where it remembers what died.
+    pub(crate) state: PathBuf,
 }
 
 impl Daemon {
-    fn start(settings: &str) -> Result<Self> {
+    pub(crate) fn start(settings: &str) -> Result<Self> {
         let directory = lab::fresh("daemon")?;
         let journal = directory.join("journal");
         fs::create_dir_all(&journal)?;
         let metrics = directory.join("lingerscope.prom");
         let file = directory.join("lingerscope.yaml");
-        let text = format!(
-            "{settings}\nmetrics:\n  textfile: {}\n  interval: 1s\n",
-            metrics.display()
-        );
-        fs::write(&file, text)?;
+        fs::write(&file, with_metrics(settings, &metrics))?;
+        let state = directory.join("state");
         let log = directory.join("log");
         let child = Command::new(lab::programs().join("with-journald"))
             .arg(&journal)
@@ -53,6 +52,7 @@ impl Daemon {
             .arg(lab::lingerscope()?)
             .args(["daemon", "--config"])
             .arg(&file)
+            .env("STATE_DIRECTORY", &state)
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log)?)
             .spawn()
@@ -63,15 +63,22 @@ impl Daemon {
             log,
             metrics,
             settings: file,
+            state,
         })
     }
 
-    fn log(&self) -> String {
+    /// Has it read other settings.
+    pub(crate) fn set(&self, settings: &str) -> Result<()> {
+        fs::write(&self.settings, with_metrics(settings, &self.metrics))?;
+        program::signal(self.pid()?, libc::SIGHUP)
+    }
+
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Process id of lingerscope itself: a child of the script.
-    fn pid(&self) -> Result<u32> {
+    pub(crate) fn pid(&self) -> Result<u32> {
         let script = self.child.id();
         let children = format!("/proc/{script}/task/{script}/children");
         let list = fs::read_to_string(&children).with_context(|| children.clone())?;
@@ -84,7 +91,7 @@ impl Daemon {
             .with_context(|| format!("no daemon runs\n{}", self.log()))
     }
 
-    fn stop(&mut self) -> Result<()> {
+    pub(crate) fn stop(&mut self) -> Result<()> {
         program::signal(self.pid()?, libc::SIGTERM)?;
         let Some(status) = program::wait(&mut self.child, Duration::from_secs(20))? else {
             bail!("the daemon does not end\n{}", self.log());
@@ -94,7 +101,7 @@ impl Daemon {
     }
 
     /// Every message in the journal that is about a process.
-    fn alerts(&self) -> Result<Vec<Value>> {
+    pub(crate) fn alerts(&self) -> Result<Vec<Value>> {
         let lines = lab::run(
             Command::new("journalctl")
                 .arg("--directory")
@@ -111,6 +118,13 @@ impl Daemon {
             .map(|line| serde_json::from_str(line).context("journalctl printed no JSON"))
             .collect()
     }
+}
+
+fn with_metrics(settings: &str, file: &Path) -> String {
+    format!(
+        "{settings}\nmetrics:\n  textfile: {}\n  interval: 1s\n",
+        file.display()
+    )
 }
 
 impl Drop for Daemon {

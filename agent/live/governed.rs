@@ -42,7 +42,7 @@ struct Stretch {
 fn hold(rate: u32) -> Result<()> {
     let path = lab::compile("cc", "paced.c", &[], "paced")?;
     let made = lab::fresh(&format!("paced-{rate}-made"))?;
-    let quarantine = Quarantine::open(&lab::fresh(&format!("paced-{rate}-quarantine"))?)?;
+    let quarantine = Quarantine::open(&lab::fresh(&format!("paced-{rate}-quarantine"))?);
     let mut capture = Capture::new(
         Sizes {
             live_blocks: 1 << 18,

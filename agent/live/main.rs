@@ -16,6 +16,7 @@ mod command;
 mod containers;
 mod costs;
 mod daemon;
+mod deaths;
 mod evidence;
 mod governed;
 mod hazards;
@@ -30,6 +31,7 @@ mod program;
 mod quarantine;
 mod random;
 mod server;
+mod signals;
 mod stacks;
 mod survey;
 mod targets;
@@ -116,6 +118,8 @@ fn main() -> ExitCode {
         journal::trials(),
         command::trials(),
         quarantine::trials(),
+        deaths::trials(),
+        signals::trials(),
         stacks::trials(),
         targets::trials(),
         containers::trials(),

@@ -6,6 +6,7 @@
 pub mod address_space;
 pub mod allocators;
 pub mod bpf;
+pub mod deaths;
 mod earlier_waits;
 pub mod evidence;
 pub mod faults;
@@ -30,6 +31,7 @@ use std::{
     collections::HashMap,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
+    time::Duration,
 };
 
 use agent_ebpf::abi::heap::{Block, MAX_TARGETS, Site, TargetCounts, TaskIdRecipe};
@@ -38,6 +40,7 @@ use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 
 use self::{
     address_space::AddressSpace,
+    deaths::{Deaths, Ending},
     files::Files,
     links::Method,
     object::{Object, Sizes},
@@ -45,10 +48,7 @@ use self::{
     ring::{Event, Stack},
     target::{Place, Probing, Target},
 };
-use crate::host::{
-    process::{self, Process},
-    quarantine::{Entry, Quarantine},
-};
+use crate::host::{process::Process, quarantine::Quarantine};
 
 /// Distinct stacks kept in user space; the kernel's table of sites has as many.
 const MAX_STACKS: usize = 65_536;
@@ -74,8 +74,8 @@ pub enum Incident {
     Forked(u32),
     /// It runs another program; everything recorded before is void.
     Executed,
-    /// It ended; its wait status.
-    Ended(u32),
+    /// It ended.
+    Ended(Ending),
     /// It is no target and begins to run a program.
     Started,
 }
@@ -90,6 +90,7 @@ pub struct Capture {
     faults: faults::Sampling,
     waits: futex::Following,
     stacks: HashMap<u64, Stack>,
+    deaths: Deaths,
     quarantine: Quarantine,
     method: Method,
     /// Whether this kernel spares processes under seccomp when a return is
@@ -126,6 +127,7 @@ impl Capture {
             faults: faults::Sampling::default(),
             waits: futex::Following::default(),
             stacks: HashMap::new(),
+            deaths: Deaths::default(),
             quarantine,
             method: Method::Perf,
             // Until the trial says otherwise, by the death of its own child.
@@ -201,7 +203,15 @@ impl Capture {
         mean: u64,
         upcoming: &[PathBuf],
     ) -> Result<(), Refusal> {
+        let pid = process.pid;
+        let other = |error| Refusal::Other(format!("{error:#}"));
+        self.watch_for_end(pid).map_err(other)?;
         self.attach_by(process, mean, self.method, upcoming, Probing::Always)
+            .inspect_err(|_| self.unwatch(pid))?;
+        if let Some(target) = self.targets.get_mut(&pid) {
+            target.watched = true;
+        }
+        Ok(())
     }
 
     /// Prepares to follow a process in windows; no probe is set yet.
@@ -244,6 +254,7 @@ impl Capture {
         probing: Probing,
     ) -> Result<(), Refusal> {
         let pid = process.pid;
+        self.quarantine.refresh();
         let used: Vec<u32> = self.targets.values().map(|target| target.slot).collect();
         let Some(slot) = (0..MAX_TARGETS).find(|slot| !used.contains(slot)) else {
             let sentence = format!("{MAX_TARGETS} processes are being followed already");
@@ -280,26 +291,9 @@ impl Capture {
         };
         let (process, mean) = (target.process.clone(), target.mean);
         self.forget(id);
-        self.attach_by(process, mean, Method::Perf, &[], Probing::Always)
-    }
-
-    /// Notes that a target died by a signal while it was probed: its build is
-    /// not probed again. Returns whether it can be remembered beyond this run.
-    pub fn quarantine(&mut self, id: TargetId, signal: i32) -> Result<()> {
-        let Some(target) = self.targets.get(&id) else {
-            return Ok(());
-        };
-        let exe = process::exe_path(&target.process);
-        let Some(build_id) = target.space.build_id(&exe) else {
-            return Ok(());
-        };
-        let entry = Entry {
-            build_id: build_id.to_owned(),
-            exe: exe.display().to_string().escape_default().to_string(),
-            signal,
-            when: jiff::Timestamp::now().to_string(),
-        };
-        self.quarantine.add(entry).map(drop)
+        self.attach_by(process, mean, Method::Perf, &[], Probing::Always)?;
+        self.watch_for_end(id)
+            .map_err(|error| Refusal::Other(format!("{error:#}")))
     }
 
     /// Takes a target's probes off. What it recorded can be read until
@@ -318,6 +312,7 @@ impl Capture {
         self.waits.targets.remove(&id);
         self.stacks.retain(|_, stack| stack.tgid != id);
         if let Some(target) = self.targets.remove(&id) {
+            self.part_from(&target);
             target.release(&self.object);
         }
     }
@@ -329,7 +324,12 @@ impl Capture {
 
     /// Builds that are not probed because one died while it was.
     pub fn quarantined(&self) -> usize {
-        self.quarantine.len()
+        self.quarantine.entries().count()
+    }
+
+    /// How long builds stay in quarantine that come into it from now on.
+    pub fn set_quarantine(&mut self, period: Duration) {
+        self.quarantine.set_period(period);
     }
 
     /// How probes are attached.
@@ -395,9 +395,14 @@ impl Capture {
                     incidents.push((tgid, Incident::Executed));
                     stale.push(tgid);
                 }
-                Event::Exit(status) => incidents.push((tgid, Incident::Ended(status))),
+                Event::Exit(ending) => incidents.push((tgid, Incident::Ended(ending))),
                 Event::Start => incidents.push((tgid, Incident::Started)),
                 Event::UnknownMapping(_) => stale.push(tgid),
+            }
+        }
+        for (id, incident) in &mut incidents {
+            if let Incident::Ended(ending) = incident {
+                self.ended(*id, ending);
             }
         }
         stale.sort_unstable();
@@ -418,6 +423,8 @@ impl Capture {
     /// and for what has made probes dangerous meanwhile; to be called about
     /// once a second.
     pub fn tick(&mut self) {
+        self.quarantine.refresh();
+        self.tend_deaths();
         let dangers = Dangers {
             quarantine: &self.quarantine,
             seccomp_survives: self.seccomp_survives,

@@ -112,6 +112,10 @@ section! {
         /// Processes that never get a breakpoint, by their name or their executable's
         /// file name. Process 1 and lingerscope itself never get one anyway.
         never: Vec<Pattern> = never(),
+        /// How long a file is not probed again for a user whose process died of a
+        /// fault while it was probed, or within 60 s after. `lingerscope quarantine`
+        /// lists and clears these entries.
+        quarantine: Duration = crate::host::quarantine::PERIOD,
     }
 }
 

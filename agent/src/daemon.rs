@@ -142,6 +142,7 @@ impl Daemon {
         let notify = Notify::from_environment().context("cannot speak to the service manager")?;
         let mut investigation = Investigation::new(LIVE_BLOCKS, &Method::ALL)?;
         investigation.govern(budget(&settings));
+        investigation.set_quarantine(settings.capture.quarantine);
         investigation.announce_programs()?;
         Ok(Self {
             watch: Watch::new(&watched(&settings))
@@ -348,7 +349,11 @@ impl Daemon {
 
     /// Handles what the kernel programs have reported.
     fn handle_records(&mut self) {
-        for happening in self.investigation.handle_records() {
+        let happenings = self.investigation.handle_records();
+        for death in self.investigation.take_deaths() {
+            self.told.died(death);
+        }
+        for happening in happenings {
             match happening {
                 Happening::Started(pid) => self.started(pid),
                 Happening::Executed(pid) => self.watch.exec(pid),
@@ -434,6 +439,8 @@ impl Daemon {
         self.watch.set(&watched(&self.settings));
         log::set_level(&self.settings.log.level.to_string());
         self.investigation.set_budget(budget(&self.settings));
+        self.investigation
+            .set_quarantine(self.settings.capture.quarantine);
         self.told.reload(&self.settings, now());
         self.pursuits.ask_again();
         // Another mode is another way to follow; what is no longer meant is

@@ -8,6 +8,7 @@
 //!
 //! Everything a target controls enters as [`Text`] and nothing else does.
 
+mod ended;
 mod escape;
 mod fingerprint;
 mod frame;
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+pub use ended::{Death, Ended, UnderProbes};
 pub use escape::Text;
 pub use fingerprint::{Fingerprint, fingerprint};
 pub use frame::{Frame, is_user_frame, site_frame, user_frames, user_functions};
@@ -74,6 +76,8 @@ pub struct Process {
     pub container_id: Option<Text>,
     /// Set for a command that the run itself started.
     pub command: Option<Command>,
+    /// How it ended; null: it runs on.
+    pub ended: Option<Ended>,
     /// Allocators found in the process.
     pub allocators: Vec<Allocator>,
     /// What was measured and what was lost.

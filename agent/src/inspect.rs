@@ -285,7 +285,15 @@ impl<'a> Inspection<'a> {
 
     /// Handles what the kernel programs have reported.
     fn handle_records(&mut self) {
-        for happening in self.investigation.handle_records() {
+        let happenings = self.investigation.handle_records();
+        for death in self.investigation.take_deaths() {
+            if self.args.journal
+                && let Err(error) = report::send_death(death)
+            {
+                tracing::warn!("the death is not in the journal: {error:#}");
+            }
+        }
+        for happening in happenings {
             match happening {
                 Happening::Forked { parent, child } => self.handle_fork(parent, child),
                 Happening::Executed(id) => self.watch_start(id),

@@ -7,6 +7,7 @@
 //! a process when it wants one.
 
 mod account;
+mod deaths;
 mod description;
 mod fineness;
 mod governed;
@@ -28,12 +29,8 @@ use crate::{
         self, Capture, Incident, TargetId, governor::Governor, links::Method, object::Sizes,
         refusal::Refusal,
     },
-    finding::{self, Text},
-    host::{
-        kernel,
-        process::{self, Process},
-        quarantine::{self, Quarantine},
-    },
+    finding::{self, Death},
+    host::{kernel, process::Process, quarantine::Quarantine},
     symbols::Symbols,
 };
 
@@ -97,6 +94,8 @@ pub struct Investigation {
     tables_rest: Duration,
     /// What the threads of all other processes pay while waits are followed.
     strangers: waits::Debt,
+    /// Deaths that are not told yet.
+    deaths: Vec<Death>,
 }
 
 impl Investigation {
@@ -107,7 +106,7 @@ impl Investigation {
     /// # Errors
     /// As [`Capture::new`].
     pub fn new(live_blocks: u32, methods: &[Method]) -> Result<Self> {
-        let quarantine = Quarantine::open(&Quarantine::place())?;
+        let quarantine = Quarantine::open(&Quarantine::place());
         Ok(Self {
             capture: Capture::new(Sizes { live_blocks }, methods, quarantine)?,
             accounts: HashMap::new(),
@@ -117,6 +116,7 @@ impl Investigation {
             read_at: Duration::ZERO,
             tables_rest: Duration::ZERO,
             strangers: waits::Debt::default(),
+            deaths: Vec::new(),
         })
     }
 
@@ -225,10 +225,13 @@ impl Investigation {
         let mut happenings = Vec::new();
         for (id, incident) in self.capture.drain() {
             match incident {
-                Incident::Ended(status) => {
-                    self.look_at_death(id, status);
+                Incident::Ended(ending) => {
+                    self.note_end(id, ending);
                     self.end(id);
-                    happenings.push(Happening::Ended(id));
+                    // Not of one that was followed until lately.
+                    if self.accounts.contains_key(&id) {
+                        happenings.push(Happening::Ended(id));
+                    }
                 }
                 Incident::Executed => {
                     if let Some(account) = self.accounts.get_mut(&id) {
@@ -277,24 +280,6 @@ impl Investigation {
             account.begin_again(attached, TargetCounts::default());
         }
         Ok(())
-    }
-
-    /// A target that dies by a signal under our probes is not probed again.
-    fn look_at_death(&mut self, id: TargetId, status: u32) {
-        let Some(signal) = quarantine::suspicious_signal(status) else {
-            return;
-        };
-        let Some(target) = self.capture.target(id).filter(|target| target.is_suspect()) else {
-            return;
-        };
-        let exe = process::exe_path(&target.process);
-        let name = Text::name(exe.as_os_str().as_encoded_bytes());
-        tracing::error!(
-            "process {id} ({name}) died by signal {signal} while it was probed or shortly after; this build is not probed again"
-        );
-        if let Err(error) = self.capture.quarantine(id, signal) {
-            tracing::warn!(error = %format_args!("{error:#}"), "the quarantine holds for this run only");
-        }
     }
 
     /// Reads the tables once more for a target that has just ended.

@@ -18,7 +18,10 @@ use super::{
     object::Object,
     tables::{Piece, UNRULED},
 };
-use crate::host::mapping::{self, Mapping};
+use crate::host::{
+    mapping::{self, Mapping},
+    module::Module,
+};
 
 /// The next list of mappings: what the kernel remembers of an earlier one is
 /// void. 0 is never given, as it is what an empty memory says.
@@ -127,14 +130,17 @@ impl AddressSpace {
             .any(|code| code.file.as_ref().is_ok_and(|file| file.is_go))
     }
 
-    /// Build id of the mapped file with this path.
-    pub fn build_id(&self, path: &Path) -> Option<&str> {
+    /// The mapped file with this path.
+    pub fn module(&self, path: &Path) -> Option<&Module> {
         let files = self.code.iter().filter_map(|code| code.file.as_ref().ok());
         files
             .filter_map(|file| file.module.as_ref())
-            .find(|module| module.path == path)?
-            .build_id
-            .as_deref()
+            .find(|module| module.path == path)
+    }
+
+    /// Build id of the mapped file with this path.
+    pub fn build_id(&self, path: &Path) -> Option<&str> {
+        self.module(path)?.build_id.as_deref()
     }
 
     fn publish(&mut self, object: &Object, pid: u32, slot: u32) -> Result<()> {

@@ -1,14 +1,13 @@
 //! Which processes are not probed, and why.
 
-use std::path::Path;
-
 use thiserror::Error;
 
 use super::{address_space::AddressSpace, files::CodeFile};
 use crate::host::{
     kernel,
+    module::Module,
     process::{self, Process},
-    quarantine::{Entry, Quarantine},
+    quarantine::{Build, Entry, Quarantine},
 };
 
 /// Why a process cannot be followed, with the mend.
@@ -40,7 +39,7 @@ pub enum Refusal {
     Seccomp(u32),
     /// A build that died while it was probed.
     #[error(
-        "process {pid} is a build that died by signal {signal} while it was probed ({when}): look at it, and delete its entry in {list} to probe it again"
+        "process {pid} runs a file that died of a fault (signal {signal}) while it was probed, as the same user, at {when}; it is not probed again until {until}: look for the cause, or allow it by `{mend}`"
     )]
     Quarantined {
         /// The process.
@@ -49,8 +48,10 @@ pub enum Refusal {
         signal: i32,
         /// When.
         when: String,
-        /// File of the list.
-        list: String,
+        /// The entry holds until then.
+        until: String,
+        /// The command that takes it away.
+        mend: String,
     },
     /// Nothing to probe.
     #[error("no allocator to follow in process {pid}: {why}")]
@@ -93,13 +94,12 @@ impl Dangers<'_> {
         if space.is_go() {
             return Err(Refusal::Go(pid));
         }
-        self.check_build(pid, space.build_id(&process::exe_path(process)))?;
+        self.check_build(process, space.module(&process::exe_path(process)))?;
         for file in upcoming {
             if file.is_go {
                 return Err(Refusal::Go(pid));
             }
-            let module = file.module.as_ref();
-            self.check_build(pid, module.and_then(|module| module.build_id.as_deref()))?;
+            self.check_build(process, file.module.as_ref())?;
         }
         Ok(())
     }
@@ -114,20 +114,22 @@ impl Dangers<'_> {
         Ok(())
     }
 
-    fn check_build(&self, pid: u32, build_id: Option<&str>) -> Result<(), Refusal> {
-        match build_id.and_then(|build_id| self.quarantine.find(build_id)) {
-            Some(entry) => Err(quarantined(pid, entry, self.quarantine.file())),
+    fn check_build(&self, process: &Process, module: Option<&Module>) -> Result<(), Refusal> {
+        let build = module.and_then(Build::of);
+        match build.and_then(|build| self.quarantine.find(&build, process.uid)) {
+            Some(entry) => Err(quarantined(process.pid, entry)),
             None => Ok(()),
         }
     }
 }
 
-fn quarantined(pid: u32, entry: &Entry, list: &Path) -> Refusal {
+fn quarantined(pid: u32, entry: &Entry) -> Refusal {
     Refusal::Quarantined {
         pid,
         signal: entry.signal,
-        when: entry.when.clone(),
-        list: list.display().to_string(),
+        when: format!("{:.0}", entry.when),
+        until: format!("{:.0}", entry.until),
+        mend: entry.mend(),
     }
 }
 
@@ -184,7 +186,7 @@ mod tests {
 
     #[test]
     fn seccomp_counts_where_the_trial_died() {
-        let quarantine = Quarantine::open(Path::new("/nonexistent/list")).unwrap();
+        let quarantine = Quarantine::open(std::path::Path::new("/nonexistent/list"));
         let here = |seccomp_survives| Dangers {
             quarantine: &quarantine,
             seccomp_survives,

@@ -106,6 +106,12 @@ pub struct Target {
     pub process: Process,
     /// CLOCK_MONOTONIC when its probes were complete.
     pub attached_ns: u64,
+    /// CLOCK_MONOTONIC when it became a target.
+    pub(super) began_ns: u64,
+    /// Its end is watched.
+    pub(super) watched: bool,
+    /// It has ended.
+    pub(super) ended: bool,
     /// Sampling mean in bytes.
     pub mean: u64,
     /// Its executable mappings.
@@ -124,7 +130,7 @@ pub struct Target {
     /// Detached for good.
     over: bool,
     /// CLOCK_MONOTONIC when probes last came off.
-    unprobed_ns: Option<u64>,
+    pub(super) unprobed_ns: Option<u64>,
     probed: Vec<Probed>,
     /// Inode and build id of the files that were looked at.
     known: HashSet<(u64, Option<String>)>,
@@ -175,6 +181,9 @@ impl Target {
             slot: place.slot,
             process,
             attached_ns: 0,
+            began_ns: kernel::monotonic_ns(),
+            watched: false,
+            ended: false,
             mean: place.mean,
             space,
             allocators: Vec::new(),
@@ -239,16 +248,6 @@ impl Target {
                 (u64::from(major) << 32 | u64::from(minor), module.id.inode)
             })
             .collect()
-    }
-
-    /// Whether probes are on, or were so lately that they may still be what
-    /// ends the process.
-    pub fn is_suspect(&self) -> bool {
-        const LATELY_NS: u64 = 60_000_000_000;
-        self.is_attached()
-            || self
-                .unprobed_ns
-                .is_some_and(|then| kernel::monotonic_ns().saturating_sub(then) < LATELY_NS)
     }
 
     /// Whether probes are on.

@@ -10,9 +10,10 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
+    alert::Notice,
     analysis::Settings,
     cli::{EXIT_FOUND, EXIT_INCONCLUSIVE, EXIT_NOTHING, InspectArgs},
-    finding::{Document, Process, SCHEMA, Skipped, Text},
+    finding::{Death, Document, Process, SCHEMA, Skipped, Text},
     host::{cpu_clock::CpuClock, kernel},
     investigation::{Account, Investigation},
     output::{journald, json, text},
@@ -118,6 +119,12 @@ fn show(document: &Document, args: &InspectArgs) -> Result<()> {
     printed
         .and_then(|()| out.flush())
         .context("cannot write to standard output")
+}
+
+/// Sends a death at once.
+pub(super) fn send_death(death: Death) -> Result<()> {
+    let journal = journald::Journal::connect(Path::new(JOURNAL))?;
+    Ok(journal.tell(&Notice::Death(Box::new(death)))?)
 }
 
 fn send(document: &Document) -> Result<()> {

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     analysis::tasks,
     capture::{Reading, TargetId},
-    finding::Command,
+    finding::{Command, Ended},
     host::process::{self, Process},
     ledger::{Calls, Ledger, LiveBlock, Observation, SiteTotals, StackId, tasks::TaskId},
 };
@@ -61,8 +61,12 @@ pub struct Account {
     pub(super) sampling: Sampling,
     /// Coarsest sampling mean used.
     pub(super) coarsest: u64,
+    /// CLOCK_MONOTONIC when it was first followed.
+    pub(super) began_ns: u64,
     /// It has ended.
     pub ended: bool,
+    /// How.
+    pub(super) ended_as: Option<Ended>,
     /// Children that were forked and not followed.
     pub(super) unfollowed: u64,
     /// Every call of an allocator is counted.
@@ -105,7 +109,9 @@ impl Account {
             counts: TargetCounts::default(),
             sampling,
             coarsest: sampling.first_mean(),
+            began_ns: attached_ns,
             ended: false,
+            ended_as: None,
             unfollowed: 0,
             every_call: false,
             left_out: 0,

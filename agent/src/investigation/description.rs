@@ -91,17 +91,8 @@ pub(super) fn describe(
             Err(why) => (None, Some(Text::sentence(why))),
         };
     Process {
-        pid: who.pid,
-        ns_pid: (who.ns_pid != who.pid).then_some(who.ns_pid),
-        start_time: who.start_time,
-        uid: Some(who.uid),
-        comm: Text::name(&who.comm),
-        build_id: space.build_id(&exe).map(str::to_owned),
-        exe: (!exe.as_os_str().is_empty()).then(|| Text::name(exe.as_os_str().as_encoded_bytes())),
-        cgroup: (!who.cgroup.is_empty()).then(|| Text::name(&who.cgroup)),
-        unit: who.unit().map(Text::name),
-        container_id: who.container_id().map(Text::name),
         command: account.command.clone(),
+        ended: account.ended_as.clone(),
         allocators: target
             .map(|target| target.allocators.iter().map(allocator).collect())
             .unwrap_or_default(),
@@ -126,6 +117,25 @@ pub(super) fn describe(
         findings,
         not_leaks,
         sites: outcome.sites,
+        ..self::who(who, space.build_id(&exe).map(str::to_owned))
+    }
+}
+
+/// Who a process is, without what it did.
+pub(super) fn who(who: &host::process::Process, build_id: Option<String>) -> Process {
+    let exe = process::exe_path(who);
+    Process {
+        pid: who.pid,
+        ns_pid: (who.ns_pid != who.pid).then_some(who.ns_pid),
+        start_time: who.start_time,
+        uid: Some(who.uid),
+        comm: Text::name(&who.comm),
+        build_id,
+        exe: (!exe.as_os_str().is_empty()).then(|| Text::name(exe.as_os_str().as_encoded_bytes())),
+        cgroup: (!who.cgroup.is_empty()).then(|| Text::name(&who.cgroup)),
+        unit: who.unit().map(Text::name),
+        container_id: who.container_id().map(Text::name),
+        ..Process::default()
     }
 }
 

@@ -45,6 +45,10 @@ impl Investigation {
         let pid = process.pid;
         self.prepare(process.clone())?;
         let other = |why: String| Refusal::Other(why);
+        if let Err(error) = self.capture.watch_for_end(pid) {
+            self.release(pid);
+            return Err(other(format!("{error:#}")));
+        }
         let files = self
             .capture
             .target(pid)

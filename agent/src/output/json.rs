@@ -113,7 +113,7 @@ mod tests {
         let process = &value["processes"][0];
         assert_eq!(
             keys(process),
-            "allocators build_id capture cgroup comm command container_id detection_limit_bytes_per_s exe explained_share \
+            "allocators build_id capture cgroup comm command container_id detection_limit_bytes_per_s ended exe explained_share \
              findings not_leaks ns_pid pid rss sites start_time tokio uid unit waits why_not"
         );
         assert_eq!(

@@ -85,7 +85,18 @@ fn write_process(process: &Process, style: Style, out: &mut impl Write) -> io::R
     }
     capture(process, out)?;
     losses(process, out)?;
-    if let Some(command) = &process.command {
+    if let Some(ended) = &process.ended {
+        let who = if process.command.is_some() {
+            "The command"
+        } else {
+            "The process"
+        };
+        finding::wrapped(out, "  ", "    ", &ended.sentence(who))?;
+        if let Some(death) = &ended.under_probes {
+            // Not wrapped: there is a command in it, to be copied.
+            writeln!(out, "  {}", death.consequence(process.uid))?;
+        }
+    } else if let Some(command) = &process.command {
         match (command.exit_status, command.signal) {
             (Some(status), _) => writeln!(out, "  The command ended with exit status {status}.")?,
             (None, Some(signal)) => writeln!(out, "  The command was ended by signal {signal}.")?,
