@@ -1,5 +1,6 @@
 //! Layouts of map keys, map values and ring buffer records.
 
+pub mod ending;
 pub mod event;
 pub mod fault;
 pub mod futex;

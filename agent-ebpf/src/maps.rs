@@ -4,6 +4,7 @@ use core::arch::asm;
 
 use agent_ebpf::abi::{
     ABI_VERSION,
+    ending::{MAX_WATCHED, Signs},
     fault::FaultSite,
     futex::{MAX_PLACES, MAX_WAITING, Place, Wait, WaitAllowance, WaitCounts, WaitTotals},
     heap::{Block, BlockKey, MAX_TARGETS, Site, Target, TargetCounts},
@@ -232,10 +233,9 @@ pub(crate) static SITE_PLACES: Array<SitePlace> =
 /// By hash of the stack.
 #[map]
 pub(crate) static SITES: HashMap<u64, Site> = HashMap::with_max_entries(65_536, 0);
-/// Non-zero: programs that processes begin to run are told, whosever they
-/// are.
+/// Processes whose end is watched, by their tgid; user space enters them.
 #[map]
-pub(crate) static ANNOUNCE: Array<u32> = Array::with_max_entries(1, 0);
+pub(crate) static SIGNS: HashMap<u32, Signs> = HashMap::with_max_entries(MAX_WATCHED, 0);
 /// By hash of the stack.
 #[map]
 pub(crate) static FAULTS: HashMap<u64, FaultSite> = HashMap::with_max_entries(8192, 0);

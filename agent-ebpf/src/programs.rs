@@ -1,5 +1,6 @@
 //! The programs: thin, they read, decide and record.
 
+mod ending;
 mod fault;
 mod futex;
 mod heap;

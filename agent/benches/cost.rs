@@ -49,6 +49,9 @@ const TREE_FRAMES: usize = 6;
 const MEAN: u64 = 512 << 10;
 
 fn main() -> ExitCode {
+    if lingerscope::reader::is_asked_for() {
+        return lingerscope::reader::serve::run();
+    }
     // Capture tries its ways of attaching on a copy of this program.
     if std::env::args().nth(1).as_deref() == Some(trial::SUBCOMMAND) {
         return trial::subject();
@@ -70,7 +73,6 @@ fn complain(error: &anyhow::Error) {
     eprintln!("bench: {error:#}");
 }
 
-#[expect(clippy::too_many_lines, reason = "one measurement after the other")]
 fn run() -> Result<Table> {
     if let Some(sentence) = privilege::missing() {
         bail!(sentence);

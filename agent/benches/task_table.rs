@@ -24,6 +24,9 @@ const PASSES: usize = 5;
 const SUBJECTS: [(usize, usize); 3] = [(1_000, 0), (100_000, 0), (100_000, 1_000)];
 
 fn main() -> ExitCode {
+    if lingerscope::reader::is_asked_for() {
+        return lingerscope::reader::serve::run();
+    }
     println!("tasks  memory MB  table s  of it reading s  GB/s");
     for (tasks, megabytes) in SUBJECTS {
         if let Err(error) = measure(tasks, megabytes) {

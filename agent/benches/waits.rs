@@ -45,6 +45,9 @@ const LINES: usize = 6;
 const SLICE: Duration = Duration::from_millis(40);
 
 fn main() -> ExitCode {
+    if lingerscope::reader::is_asked_for() {
+        return lingerscope::reader::serve::run();
+    }
     match env::args().nth(1).as_deref() {
         // Capture tries its ways of attaching on a copy of this program.
         Some(trial::SUBCOMMAND) => return trial::subject(),
@@ -96,7 +99,7 @@ fn run() -> Result<()> {
     let mut subject = Subject::start(&processors)?;
     let other = Subject::start(&processors)?;
     other.stop(true)?;
-    let nowhere = Quarantine::open(std::path::Path::new("/nonexistent/list"))?;
+    let nowhere = Quarantine::open(std::path::Path::new("/nonexistent/list"));
     let mut capture = Capture::new(Sizes { live_blocks: 1024 }, &Method::ALL, nowhere)?;
     let (pid, stranger) = (subject.child.id(), other.child.id());
     for id in [pid, stranger] {

@@ -3,11 +3,16 @@
 //! nothing; what it finds must be in the bytes. Run by fuzz targets and, on
 //! bytes that are drawn, by `agent/tests/readers.rs`.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, os::fd::AsFd as _};
 
 use lingerscope::{
     capture::allocators,
     elf::{self, Elf, functions::Functions, image::Image},
+    host::module::sealed,
+    reader::{
+        question::Question,
+        serve::{self, Mapping, Server},
+    },
     tokio_rt::{
         await_point::AwaitPoints,
         cell,
@@ -25,8 +30,44 @@ use lingerscope::{
 /// Vtables of a file whose futures are named.
 const NAMED: usize = 6;
 
+/// A file, as the reader process is asked about it: whatever it is, the answer
+/// is one that the asking side believes.
+pub(crate) fn questions(bytes: &[u8]) {
+    let size = bytes.len() as u64;
+    let tasks = |analyse| Question::Tasks {
+        analyse,
+        mapping: (0x5555_0000_0000, 0x1000),
+    };
+    for question in [
+        Question::BuildId,
+        Question::Code,
+        Question::Rows,
+        tasks(Some(true)),
+        tasks(Some(false)),
+        tasks(None),
+        Question::Linking,
+        Question::CachedLibrary(b"libc.so.6".to_vec()),
+    ] {
+        let (answer, _) = serve::answer(&question, bytes);
+        assert!(answer.fits(&question, size), "{question:?}: {answer:?}");
+    }
+    let file = sealed(bytes).expect("memory");
+    let mut server = Server::default();
+    for debug in [true, false] {
+        let question = Question::Names {
+            key: [0; 5],
+            debug,
+            addresses: (0..200).map(|index| index * 64).collect(),
+        };
+        let mapping = Mapping::of(file.as_fd()).expect("a file that was just made");
+        let (answer, _) = server.answer(&question, vec![mapping]);
+        assert!(answer.fits(&question, size), "{question:?}: {answer:?}");
+    }
+}
+
 /// A file.
 pub(crate) fn elf(bytes: &[u8]) {
+    questions(bytes);
     let Ok(elf) = Elf::parse(bytes) else {
         return;
     };

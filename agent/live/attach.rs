@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Attach mode and how long its breakpoints may stay after the end. After
-/// `kill -9` the kernel removes perf probes one by one: 56 of them, at 0.3 s
+/// `kill -9` the kernel removes perf probes one by one: 52 of them, at 0.3 s
 /// each at worst.
 const MODES: [(&str, u64); 2] = [("multi", 2000), ("perf", 16_800)];
 

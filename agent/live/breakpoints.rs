@@ -12,6 +12,13 @@ use anyhow::{Context as _, Result, ensure};
 /// Addresses in `pid` that hold the breakpoint instruction where the mapped
 /// file has another byte.
 pub(crate) fn in_process(pid: u32) -> Result<Vec<u64>> {
+    let differing = differing(pid)?.into_iter();
+    let breakpoints = differing.filter(|(_, byte)| *byte == 0xCC);
+    Ok(breakpoints.map(|(address, _)| address).collect())
+}
+
+/// Bytes of the code of `pid` that are others than in the mapped files.
+pub(crate) fn differing(pid: u32) -> Result<Vec<(u64, u8)>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).context("the process is gone")?;
     let memory = File::open(format!("/proc/{pid}/mem"))?;
     let mut found = Vec::new();
@@ -32,13 +39,14 @@ pub(crate) fn in_process(pid: u32) -> Result<Vec<u64>> {
         memory.read_exact_at(&mut live, low)?;
         let mut original = vec![0; live.len()];
         // By the mapping itself: names may lead to another file by now.
-        let file = File::open(format!("/proc/{pid}/map_files/{range}"))?;
+        // They are written without the zeros in front that the list has.
+        let file = File::open(format!("/proc/{pid}/map_files/{low:x}-{high:x}"))?;
         let length = read_up_to(&file, &mut original, u64::from_str_radix(offset, 16)?)?;
         let pairs = live.iter().zip(&original).take(length).enumerate();
         found.extend(
             pairs
-                .filter(|(_, (live, original))| live != original && **live == 0xCC)
-                .map(|(index, _)| low + index as u64),
+                .filter(|(_, (live, original))| live != original)
+                .map(|(index, (live, _))| (low + index as u64, *live)),
         );
     }
     Ok(found)

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
@@ -13,7 +13,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::{journal, lab, program, server::Server, trial};
+use crate::{
+    journal, lab,
+    program::{self, Program},
+    server::Server,
+    trial,
+};
 
 /// From start to the leaking program's end.
 const WATCHED: Duration = Duration::from_secs(40);
@@ -22,30 +27,30 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("daemon::finds_the_one_that_leaks", finds),
         trial("daemon::bad_settings", bad_settings),
+        trial("daemon::says_once_that_breakpoints_are_gone", vanished),
     ]
 }
 
 /// A daemon with a journal of its own.
-struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     journal: PathBuf,
     log: PathBuf,
     metrics: PathBuf,
     settings: PathBuf,
+    /// Where it remembers what died.
+    pub(crate) state: PathBuf,
 }
 
 impl Daemon {
-    fn start(settings: &str) -> Result<Self> {
+    pub(crate) fn start(settings: &str) -> Result<Self> {
         let directory = lab::fresh("daemon")?;
         let journal = directory.join("journal");
         fs::create_dir_all(&journal)?;
         let metrics = directory.join("lingerscope.prom");
         let file = directory.join("lingerscope.yaml");
-        let text = format!(
-            "{settings}\nmetrics:\n  textfile: {}\n  interval: 1s\n",
-            metrics.display()
-        );
-        fs::write(&file, text)?;
+        write(&file, settings, &metrics)?;
+        let state = directory.join("state");
         let log = directory.join("log");
         let child = Command::new(lab::programs().join("with-journald"))
             .arg(&journal)
@@ -53,6 +58,7 @@ impl Daemon {
             .arg(lab::lingerscope()?)
             .args(["daemon", "--config"])
             .arg(&file)
+            .env("STATE_DIRECTORY", &state)
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log)?)
             .spawn()
@@ -63,15 +69,21 @@ impl Daemon {
             log,
             metrics,
             settings: file,
+            state,
         })
     }
 
-    fn log(&self) -> String {
+    /// Gives it other settings, which it reads when it is told to.
+    pub(crate) fn set(&self, settings: &str) -> Result<()> {
+        write(&self.settings, settings, &self.metrics)
+    }
+
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Process id of lingerscope itself: a child of the script.
-    fn pid(&self) -> Result<u32> {
+    pub(crate) fn pid(&self) -> Result<u32> {
         let script = self.child.id();
         let children = format!("/proc/{script}/task/{script}/children");
         let list = fs::read_to_string(&children).with_context(|| children.clone())?;
@@ -84,7 +96,7 @@ impl Daemon {
             .with_context(|| format!("no daemon runs\n{}", self.log()))
     }
 
-    fn stop(&mut self) -> Result<()> {
+    pub(crate) fn stop(&mut self) -> Result<()> {
         program::signal(self.pid()?, libc::SIGTERM)?;
         let Some(status) = program::wait(&mut self.child, Duration::from_secs(20))? else {
             bail!("the daemon does not end\n{}", self.log());
@@ -94,7 +106,7 @@ impl Daemon {
     }
 
     /// Every message in the journal that is about a process.
-    fn alerts(&self) -> Result<Vec<Value>> {
+    pub(crate) fn alerts(&self) -> Result<Vec<Value>> {
         let lines = lab::run(
             Command::new("journalctl")
                 .arg("--directory")
@@ -111,6 +123,14 @@ impl Daemon {
             .map(|line| serde_json::from_str(line).context("journalctl printed no JSON"))
             .collect()
     }
+}
+
+fn write(file: &Path, settings: &str, metrics: &Path) -> Result<()> {
+    let text = format!(
+        "{settings}\nmetrics:\n  textfile: {}\n  interval: 1s\n",
+        metrics.display()
+    );
+    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
 impl Drop for Daemon {
@@ -194,6 +214,24 @@ fn finds() -> Result<()> {
             told()
         );
     }
+    Ok(())
+}
+
+/// A program that throws its pages away all the time.
+fn vanished() -> Result<()> {
+    const REASON: &str = "breakpoints from the code of its allocator";
+    let mut daemon = Daemon::start(
+        "mode: full\nwatch:\n  interval: 1s\nlog:\n  level: info\npinned:\n  name: ['rewrites']\n",
+    )?;
+    thread::sleep(Duration::from_secs(3));
+    let path = lab::compile("cc", "rewrites.c", &["-fno-builtin", "-ldl"], "rewrites")?;
+    let mut program = Program::start(&path, &["15", "drop", "0"])?;
+    program.ends_well(Duration::from_secs(30))?;
+    daemon.stop()?;
+    let log = daemon.log();
+    let told = log.lines().filter(|line| line.contains(REASON)).count();
+    ensure!(told == 1, "it is told {told} times:\n{log}");
+    ensure!(log.contains("no longer following"), "{log}");
     Ok(())
 }
 

@@ -19,13 +19,22 @@ use crate::{lab, program::Program, trial};
 
 /// How long a program is governed.
 const WATCHED: Duration = Duration::from_secs(35);
+/// Allocations a second.
+const RATE: u32 = 200_000;
 /// What a program writes its work in.
 const SLOT: f64 = 0.01;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    [200_000]
+    // The results of posix_memalign are single-stepped.
+    let builds: [(&str, &[&str], bool); 2] =
+        [("glibc", &[], false), ("aligned", &["-DALIGNED"], true)];
+    builds
         .into_iter()
-        .map(|rate| trial(format!("governed::{rate}_a_second"), move || hold(rate)))
+        .map(|(name, flags, stepped)| {
+            trial(format!("governed::{name}_{RATE}_a_second"), move || {
+                hold(name, flags, stepped)
+            })
+        })
         .collect()
 }
 
@@ -37,12 +46,14 @@ fn now() -> Duration {
 struct Stretch {
     from: Duration,
     to: Duration,
+    /// Hits, and those of them that were single-stepped.
+    hits: [u64; 2],
 }
 
-fn hold(rate: u32) -> Result<()> {
-    let path = lab::compile("cc", "paced.c", &[], "paced")?;
-    let made = lab::fresh(&format!("paced-{rate}-made"))?;
-    let quarantine = Quarantine::open(&lab::fresh(&format!("paced-{rate}-quarantine"))?)?;
+fn hold(name: &str, flags: &[&str], stepped: bool) -> Result<()> {
+    let path = lab::compile("cc", "paced.c", flags, &format!("paced-{name}"))?;
+    let made = lab::fresh(&format!("paced-{name}-made"))?;
+    let quarantine = Quarantine::open(&lab::fresh(&format!("paced-{name}-quarantine"))?);
     let mut capture = Capture::new(
         Sizes {
             live_blocks: 1 << 18,
@@ -53,7 +64,7 @@ fn hold(rate: u32) -> Result<()> {
     let costs = measure::measure(&mut capture);
     let seconds = (WATCHED.as_secs() + 10).to_string();
     let file = made.to_str().context("an odd path")?;
-    let program = Program::start(&path, &[&seconds, &rate.to_string(), file])?;
+    let program = Program::start(&path, &[&seconds, &RATE.to_string(), file])?;
     let pid = program.pid();
     thread::sleep(Duration::from_secs(2));
 
@@ -105,8 +116,10 @@ fn hold(rate: u32) -> Result<()> {
     }
     let standing = governor.standing(pid).context("no account")?;
     let (lost, longest) = losses(&made, &stretches, began)?;
+    let hits = |kind: usize| -> u64 { stretches.iter().map(|stretch| stretch.hits[kind]).sum() };
+    let (all, steps) = (hits(0), hits(1));
     let report = format!(
-        "lost {:.3} %, longest stretch at two thirds of its speed {:.2} s; {standing:?}; {costs:?}; {}",
+        "{all} hits, {steps} of them single-stepped; lost {:.3} %, longest stretch at two thirds of its speed {:.2} s; {standing:?}; {costs:?}; {}",
         lost * 100.0,
         longest,
         notes.join(" | ")
@@ -116,6 +129,7 @@ fn hold(rate: u32) -> Result<()> {
         "{report}"
     );
     ensure!(standing.slowdown_percent < 1.0, "{report}");
+    ensure!((steps > all / 4) == stepped, "{report}");
     // Its own count, with something for what else runs on the machine.
     ensure!(lost < 0.012, "{report}");
     ensure!(longest < 0.35, "{report}");
@@ -158,7 +172,8 @@ fn window(
     governor.closed(pid, now(), &reading);
     let to = now();
     capture.drain();
-    Ok(Stretch { from, to })
+    let hits = [reading.allocations + reading.frees, reading.stepped];
+    Ok(Stretch { from, to, hits })
 }
 
 /// The share of its work that a program lost, against what it did between the

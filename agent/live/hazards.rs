@@ -63,12 +63,12 @@ const HARMED: [Harmed; 11] = [
     c("thread_storm", "thread_storm.c"),
 ];
 
-/// Way of attaching and mode. Without a way it is the best that the kernel has;
-/// without a mode, windows or all the time as the budget allows.
-const WAYS: [(&str, &[&str]); 3] = [
-    ("auto", &[]),
-    ("trace", &["--mode", "trace"]),
-    ("perf", &["--mode", "trace", "--attach", "perf"]),
+/// Mode and further arguments: by itself, in windows or not as the budget
+/// allows; all the time, by multi-point links or perf events.
+const WAYS: [(&str, &str, &[&str]); 3] = [
+    ("auto", "auto", &[]),
+    ("trace", "trace", &[]),
+    ("perf", "trace", &["--attach", "perf"]),
 ];
 
 /// How long the programs run, and how long they are watched meanwhile: they
@@ -76,26 +76,31 @@ const WAYS: [(&str, &[&str]); 3] = [
 const LIFE: u32 = 6;
 const WATCHED: u32 = 2;
 
+/// Whether the programs live on.
 pub(crate) fn trials() -> Vec<Trial> {
     let harmed = HARMED.iter().flat_map(|program| {
-        WAYS.iter().map(move |(way, arguments)| {
+        WAYS.iter().map(move |(way, mode, arguments)| {
             trial(format!("hazards::{}_{way}", program.name), move || {
-                survives(program, arguments)
+                survives(program, mode, arguments)
             })
         })
     });
-    let measured = [
+    harmed.collect()
+}
+
+/// What observing costs others, which another load on the machine would hide.
+pub(crate) fn measured() -> Vec<Trial> {
+    vec![
         trial("hazards::copy_on_write_heap_stays_shared", shared_heap),
         trial(
             "hazards::forked_child_pays_nothing_after_the_end",
             child_cost,
         ),
-    ];
-    harmed.chain(measured).collect()
+    ]
 }
 
 /// Inspects the program in the middle of its life; it must end well by itself.
-fn survives(harmed: &Harmed, arguments: &[&str]) -> Result<()> {
+fn survives(harmed: &Harmed, mode: &str, arguments: &[&str]) -> Result<()> {
     let mut linked = vec!["-pthread"];
     linked.extend(harmed.linked);
     let path = lab::compile(
@@ -106,7 +111,10 @@ fn survives(harmed: &Harmed, arguments: &[&str]) -> Result<()> {
     )?;
     let mut program = Program::start(&path, &[&LIFE.to_string()])?;
     let pid = program.pid();
-    let report = Inspection::of(pid, WATCHED)?.arguments(arguments).run()?;
+    let report = Inspection::by_mode(mode, WATCHED)?
+        .arguments(["-p", &pid.to_string()])
+        .arguments(arguments)
+        .run()?;
     let harm = program.ends_well(Duration::from_secs(u64::from(LIFE) + 20));
     harm.with_context(|| report.to_string())?;
     report.expect_code(&[0, 3, 4])?;

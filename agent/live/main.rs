@@ -4,6 +4,7 @@
 //! LINGERSCOPE_BIN        program under test       target/release/lingerscope
 //! LINGERSCOPE_EXAMPLES   built examples           target/release/examples
 //! LINGERSCOPE_SEED       repeats a run's draws    printed at its start
+//! LINGERSCOPE_BATCHES    hostile files, by four   3
 //! ```
 //!
 //! C and C++ programs are compiled when the first test needs them.
@@ -12,10 +13,12 @@ mod allocators;
 mod attach;
 mod bad_input;
 mod breakpoints;
+mod bystanders;
 mod command;
 mod containers;
 mod costs;
 mod daemon;
+mod deaths;
 mod evidence;
 mod governed;
 mod hazards;
@@ -29,12 +32,15 @@ mod outside;
 mod program;
 mod quarantine;
 mod random;
+mod reader;
 mod server;
+mod signals;
 mod stacks;
 mod survey;
 mod targets;
 mod task_life;
 mod tasks;
+mod text;
 mod truth;
 mod waits;
 
@@ -72,7 +78,11 @@ const SIDE_BY_SIDE: usize = 4;
 
 #[expect(clippy::print_stderr, reason = "a test runner reports to its terminal")]
 fn main() -> ExitCode {
-    // Capture tries its ways of attaching on a copy of this program.
+    // The reader of files, and what ways of attaching are tried on, are
+    // copies of this program.
+    if lingerscope::reader::is_asked_for() {
+        return lingerscope::reader::serve::run();
+    }
     if std::env::args().nth(1).as_deref() == Some(lingerscope::capture::trial::SUBCOMMAND) {
         return lingerscope::capture::trial::subject();
     }
@@ -95,8 +105,10 @@ fn main() -> ExitCode {
     let side_by_side = [
         // The longest first.
         survey::trials(),
+        bystanders::trials(),
         task_life::trials(),
         leaks::trials(),
+        hazards::trials(),
         healthy::trials(),
         allocators::trials(),
         outside::trials(),
@@ -110,12 +122,16 @@ fn main() -> ExitCode {
         attach::trials(),
         costs::trials(),
         governed::trials(),
-        hazards::trials(),
+        hazards::measured(),
+        text::trials(),
         hostile::trials(),
+        reader::trials(),
         bad_input::trials(),
         journal::trials(),
         command::trials(),
         quarantine::trials(),
+        deaths::trials(),
+        signals::trials(),
         stacks::trials(),
         targets::trials(),
         containers::trials(),

@@ -22,7 +22,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use crate::{
     config::{self, Settings, Verdicts},
-    finding::{Confidence, Finding, Fingerprint, Leak, Process},
+    finding::{Confidence, Death, Finding, Fingerprint, Leak, Process},
 };
 use burst::Burst;
 use entry::{Entry, Member};
@@ -145,6 +145,9 @@ pub struct Alert {
 pub enum Notice {
     /// About a fingerprint.
     Alert(Box<Alert>),
+    /// About a death under probes, which is told at once and whatever the
+    /// limits are.
+    Death(Box<Death>),
     /// About alerts that were held back.
     Summary(Summary),
     /// About a suppression that does nothing.

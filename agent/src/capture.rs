@@ -6,7 +6,9 @@
 pub mod address_space;
 pub mod allocators;
 pub mod bpf;
+pub mod deaths;
 mod earlier_waits;
+mod events;
 pub mod evidence;
 pub mod faults;
 pub mod files;
@@ -24,12 +26,14 @@ pub mod refusal;
 pub mod ring;
 pub mod tables;
 pub mod target;
+pub mod text;
 pub mod trial;
 
 use std::{
     collections::HashMap,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
+    time::Duration,
 };
 
 use agent_ebpf::abi::heap::{Block, MAX_TARGETS, Site, TargetCounts, TaskIdRecipe};
@@ -38,6 +42,8 @@ use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 
 use self::{
     address_space::AddressSpace,
+    deaths::{Deaths, Ending},
+    events::{Events, Reason},
     files::Files,
     links::Method,
     object::{Object, Sizes},
@@ -47,7 +53,7 @@ use self::{
 };
 use crate::host::{
     process::{self, Process},
-    quarantine::{Entry, Quarantine},
+    quarantine::Quarantine,
 };
 
 /// Distinct stacks kept in user space; the kernel's table of sites has as many.
@@ -74,10 +80,8 @@ pub enum Incident {
     Forked(u32),
     /// It runs another program; everything recorded before is void.
     Executed,
-    /// It ended; its wait status.
-    Ended(u32),
-    /// It is no target and begins to run a program.
-    Started,
+    /// It ended.
+    Ended(Ending),
 }
 
 /// The kernel side of a run.
@@ -87,14 +91,13 @@ pub struct Capture {
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, TargetCounts>,
     targets: HashMap<TargetId, Target>,
+    events: Events,
     faults: faults::Sampling,
     waits: futex::Following,
     stacks: HashMap<u64, Stack>,
+    deaths: Deaths,
     quarantine: Quarantine,
     method: Method,
-    /// Whether this kernel spares processes under seccomp when a return is
-    /// probed.
-    seccomp_survives: bool,
     /// Records that could not be understood or kept, by cause.
     lost: HashMap<&'static str, u64>,
 }
@@ -123,13 +126,13 @@ impl Capture {
             ring,
             counts,
             targets: HashMap::new(),
+            events: Events::default(),
             faults: faults::Sampling::default(),
             waits: futex::Following::default(),
             stacks: HashMap::new(),
+            deaths: Deaths::default(),
             quarantine,
             method: Method::Perf,
-            // Until the trial says otherwise, by the death of its own child.
-            seccomp_survives: true,
             lost: HashMap::new(),
         })
     }
@@ -139,9 +142,8 @@ impl Capture {
         let mut reasons = Vec::new();
         for method in methods {
             match trial::run(self, *method) {
-                Ok(outcome) => {
+                Ok(()) => {
                     self.method = *method;
-                    self.seccomp_survives = outcome.seccomp_survives;
                     // The trial's own records are of no interest.
                     self.drain();
                     self.stacks.clear();
@@ -157,16 +159,6 @@ impl Capture {
             "this kernel lets no probes be attached ({})",
             reasons.join("; ")
         )
-    }
-
-    /// Has every process told that begins to run a program, targets or not.
-    ///
-    /// # Errors
-    /// What the kernel answers.
-    pub fn announce_programs(&self) -> Result<()> {
-        // SAFETY: the map's own types.
-        unsafe { bpf::update(self.object.map("ANNOUNCE")?, &0u32, &1u32) }
-            .context("cannot ask for new programs")
     }
 
     /// A descriptor that is readable when records wait in the ring buffer.
@@ -201,7 +193,15 @@ impl Capture {
         mean: u64,
         upcoming: &[PathBuf],
     ) -> Result<(), Refusal> {
+        let pid = process.pid;
+        let other = |error| Refusal::Other(format!("{error:#}"));
+        self.watch_for_end(pid).map_err(other)?;
         self.attach_by(process, mean, self.method, upcoming, Probing::Always)
+            .inspect_err(|_| self.unwatch(pid))?;
+        if let Some(target) = self.targets.get_mut(&pid) {
+            target.watched = true;
+        }
+        Ok(())
     }
 
     /// Prepares to follow a process in windows; no probe is set yet.
@@ -212,6 +212,18 @@ impl Capture {
         self.attach_by(process, 1, self.method, &[], Probing::Windows)
     }
 
+    /// Looks whether the probes of a prepared target may go on; to be called
+    /// shortly before [`Self::open_window`], which a target that is refused
+    /// here does not get.
+    pub fn look_before_window(&mut self, id: TargetId) {
+        let dangers = Dangers {
+            quarantine: &self.quarantine,
+        };
+        if let Some(target) = self.targets.get_mut(&id) {
+            target.look_before_window(&mut self.object, &mut self.files, dangers);
+        }
+    }
+
     /// Puts the probes of a prepared target on. Its counters begin at zero.
     ///
     /// # Errors
@@ -220,11 +232,16 @@ impl Capture {
         let slot = self.targets.get(&id).context("no such target")?.slot;
         self.clear_counts(slot)?;
         let target = self.targets.get_mut(&id).context("no such target")?;
-        let dangers = Dangers {
-            quarantine: &self.quarantine,
-            seccomp_survives: self.seccomp_survives,
-        };
-        target.open_window(&mut self.object, dangers)
+        target.open_window(&mut self.object)
+    }
+
+    /// Whether the probes of a target are all on, and its code is what they
+    /// were set in; otherwise they come off for good, and what was recorded
+    /// since the last look is not to be believed.
+    pub fn is_whole(&mut self, id: TargetId) -> bool {
+        let now = process::condition(id);
+        let target = self.targets.get_mut(&id);
+        target.is_some_and(|target| target.look_at_text(&mut self.object, &mut self.files, now))
     }
 
     /// Takes them off again; its blocks are forgotten, its sites stay.
@@ -244,6 +261,7 @@ impl Capture {
         probing: Probing,
     ) -> Result<(), Refusal> {
         let pid = process.pid;
+        self.quarantine.refresh();
         let used: Vec<u32> = self.targets.values().map(|target| target.slot).collect();
         let Some(slot) = (0..MAX_TARGETS).find(|slot| !used.contains(slot)) else {
             let sentence = format!("{MAX_TARGETS} processes are being followed already");
@@ -260,9 +278,14 @@ impl Capture {
         };
         let dangers = Dangers {
             quarantine: &self.quarantine,
-            seccomp_survives: self.seccomp_survives,
         };
-        let target = Target::attach(&mut self.object, &mut self.files, dangers, process, place)?;
+        // Before the kernel knows it as a target: nothing of it goes unseen.
+        let reason = Reason::Target(pid);
+        self.events
+            .need(&mut self.object, reason)
+            .map_err(|error| Refusal::Other(format!("{error:#}")))?;
+        let target = Target::attach(&mut self.object, &mut self.files, dangers, process, place)
+            .inspect_err(|_| self.events.release(&mut self.object, reason))?;
         self.targets.insert(pid, target);
         Ok(())
     }
@@ -280,26 +303,9 @@ impl Capture {
         };
         let (process, mean) = (target.process.clone(), target.mean);
         self.forget(id);
-        self.attach_by(process, mean, Method::Perf, &[], Probing::Always)
-    }
-
-    /// Notes that a target died by a signal while it was probed: its build is
-    /// not probed again. Returns whether it can be remembered beyond this run.
-    pub fn quarantine(&mut self, id: TargetId, signal: i32) -> Result<()> {
-        let Some(target) = self.targets.get(&id) else {
-            return Ok(());
-        };
-        let exe = process::exe_path(&target.process);
-        let Some(build_id) = target.space.build_id(&exe) else {
-            return Ok(());
-        };
-        let entry = Entry {
-            build_id: build_id.to_owned(),
-            exe: exe.display().to_string().escape_default().to_string(),
-            signal,
-            when: jiff::Timestamp::now().to_string(),
-        };
-        self.quarantine.add(entry).map(drop)
+        self.attach_by(process, mean, Method::Perf, &[], Probing::Always)?;
+        self.watch_for_end(id)
+            .map_err(|error| Refusal::Other(format!("{error:#}")))
     }
 
     /// Takes a target's probes off. What it recorded can be read until
@@ -318,8 +324,10 @@ impl Capture {
         self.waits.targets.remove(&id);
         self.stacks.retain(|_, stack| stack.tgid != id);
         if let Some(target) = self.targets.remove(&id) {
+            self.part_from(&target);
             target.release(&self.object);
         }
+        self.events.release(&mut self.object, Reason::Target(id));
     }
 
     /// A target.
@@ -329,7 +337,12 @@ impl Capture {
 
     /// Builds that are not probed because one died while it was.
     pub fn quarantined(&self) -> usize {
-        self.quarantine.len()
+        self.quarantine.entries().count()
+    }
+
+    /// How long builds stay in quarantine that come into it from now on.
+    pub fn set_quarantine(&mut self, period: Duration) {
+        self.quarantine.set_period(period);
     }
 
     /// How probes are attached.
@@ -395,16 +408,19 @@ impl Capture {
                     incidents.push((tgid, Incident::Executed));
                     stale.push(tgid);
                 }
-                Event::Exit(status) => incidents.push((tgid, Incident::Ended(status))),
-                Event::Start => incidents.push((tgid, Incident::Started)),
+                Event::Exit(ending) => incidents.push((tgid, Incident::Ended(ending))),
                 Event::UnknownMapping(_) => stale.push(tgid),
+            }
+        }
+        for (id, incident) in &mut incidents {
+            if let Incident::Ended(ending) = incident {
+                self.ended(*id, ending);
             }
         }
         stale.sort_unstable();
         stale.dedup();
         let dangers = Dangers {
             quarantine: &self.quarantine,
-            seccomp_survives: self.seccomp_survives,
         };
         for id in stale {
             if let Some(target) = self.targets.get_mut(&id) {
@@ -418,9 +434,10 @@ impl Capture {
     /// and for what has made probes dangerous meanwhile; to be called about
     /// once a second.
     pub fn tick(&mut self) {
+        self.quarantine.refresh();
+        self.tend_deaths();
         let dangers = Dangers {
             quarantine: &self.quarantine,
-            seccomp_survives: self.seccomp_survives,
         };
         for target in self.targets.values_mut() {
             target.refresh_if_due(&mut self.object, &mut self.files, dangers);
@@ -451,7 +468,6 @@ impl Capture {
     pub fn watch_start(&mut self, id: TargetId) -> bool {
         let dangers = Dangers {
             quarantine: &self.quarantine,
-            seccomp_survives: self.seccomp_survives,
         };
         self.targets
             .get_mut(&id)

@@ -1,5 +1,6 @@
 //! Arguments in, exit code out.
 
+mod quarantine;
 mod settings;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
@@ -60,6 +61,11 @@ enum Command {
     /// Needs nothing in the process: neither tokio_unstable nor symbols. Exit codes: 0 listed, 1
     /// error, 2 usage, 4 there is no table, with the reason.
     Tasks(TasksArgs),
+    /// List or clear the files that are not probed because a process that ran them died
+    ///
+    /// A process that dies of a fault while it is probed, or within 60 s after, puts its file here,
+    /// for its user and for a week. Exit codes: 0 done, 1 error, 2 usage.
+    Quarantine(quarantine::QuarantineArgs),
     /// What the attach trial tries its probes on
     #[command(name = trial::SUBCOMMAND, hide = true)]
     Trial,
@@ -197,6 +203,7 @@ pub fn run() -> ExitCode {
         Command::CheckConfig { file } => settings::check(file.as_deref()),
         Command::DefaultConfig => settings::default(),
         Command::Tasks(args) => tasks::run(&args),
+        Command::Quarantine(args) => quarantine::run(&args),
         Command::Trial => return trial::subject(),
     };
     match result {
@@ -268,6 +275,17 @@ mod tests {
         assert!(Cli::try_parse_from(["lingerscope", "inspect"]).is_err());
         assert!(Cli::try_parse_from(["lingerscope", "inspect", "-p", "1", "-p", "2"]).is_ok());
         assert!(Cli::try_parse_from(["lingerscope", "inspect", "--", "true"]).is_ok());
+    }
+
+    #[test]
+    fn what_is_cleared_has_to_be_named() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).is_ok();
+        for good in ["", " list", " clear ab12", " clear --all --json", " --json"] {
+            assert!(parse(&format!("lingerscope quarantine{good}")), "{good}");
+        }
+        for bad in [" clear", " clear ab12 --all", " ab12"] {
+            assert!(!parse(&format!("lingerscope quarantine{bad}")), "{bad}");
+        }
     }
 
     #[test]

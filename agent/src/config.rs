@@ -48,7 +48,8 @@ section! {
     /// All settings.
     pub struct Settings {
         /// What the daemon may do with processes whose memory grows:
-        /// watch: look at their memory from outside, set no breakpoint;
+        /// watch: look at their memory from outside and log which of them grow;
+        /// nothing is loaded into the kernel;
         /// survey: sample their allocations in short windows;
         /// full: as survey, and follow every allocation where the budget allows.
         mode: Mode = Mode::Survey,
@@ -67,8 +68,8 @@ section! {
         include: Selector = Selector::default(),
         /// These processes are not looked at. Named as in include.
         exclude: Selector = Selector::default(),
-        /// These processes are followed always, not only when they grow. Named as in
-        /// include.
+        /// These processes are followed always, not only when they grow: from the
+        /// next look at all processes on (watch.interval). Named as in include.
         pinned: Selector = Selector::default(),
         /// Findings that are known and not to be told. Each entry names any of
         /// verdict, exe, unit and function (of the stack), which all have to match,
@@ -112,6 +113,10 @@ section! {
         /// Processes that never get a breakpoint, by their name or their executable's
         /// file name. Process 1 and lingerscope itself never get one anyway.
         never: Vec<Pattern> = never(),
+        /// How long a file is not probed again for a user whose process died of a
+        /// fault while it was probed, or within 60 s after. `lingerscope quarantine`
+        /// lists and clears these entries.
+        quarantine: Duration = crate::host::quarantine::PERIOD,
     }
 }
 

@@ -5,18 +5,20 @@
 //! this loop only.
 
 mod event;
+mod following;
 mod health;
+mod limits;
 mod pursuit;
 mod told;
 
-use std::{collections::VecDeque, path::PathBuf, time::Duration};
+use std::{collections::VecDeque, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use aya_log::EbpfLogger;
 use tokio::time::Instant;
 
 use self::{
     event::{Event, Events},
+    following::Following,
     health::Health,
     pursuit::Pursuits,
     told::Told,
@@ -26,7 +28,6 @@ use crate::{
     analysis,
     capture::{
         governor::{Budget, Wish},
-        links::Method,
         refusal::Refusal,
     },
     cli::{DaemonArgs, EXIT_NOTHING, EXIT_USAGE},
@@ -39,9 +40,10 @@ use crate::{
         privilege,
         process::{self, Process},
     },
-    investigation::{Happening, Investigation},
+    investigation::Happening,
     log,
     output::notify::Notify,
+    reader, signals,
     symbols::Symbols,
     watch::{self, Suspect, Watch},
 };
@@ -55,8 +57,8 @@ const JUDGE_AGAIN: Duration = Duration::from_secs(30);
 
 /// A program has mapped its libraries by then.
 const SETTLING: Duration = Duration::from_secs(1);
-/// Further newcomers are found by the next sweep.
-const MAX_NEWCOMERS: usize = 4096;
+/// Pause of the loop while nothing is followed.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// Runs `daemon`; the exit code.
 ///
@@ -86,8 +88,9 @@ pub fn run(args: &DaemonArgs) -> Result<u8> {
     // No core dump of ours may carry what was read from a target.
     // SAFETY: takes numbers only.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
-    keep_heap_small();
-    raise_file_limit();
+    signals::shrug_off()?;
+    limits::keep_heap_small();
+    limits::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -96,22 +99,6 @@ pub fn run(args: &DaemonArgs) -> Result<u8> {
             .run()
             .await
     })
-}
-
-/// What reading a large program takes is needed for a moment, and this runs
-/// for months: large buffers go back to the system at once, and threads that
-/// come and go share one heap.
-fn keep_heap_small() {
-    #[cfg(target_env = "gnu")]
-    {
-        const LARGE: libc::c_int = 128 << 10;
-        // SAFETY: numbers only, and no other thread runs yet.
-        unsafe {
-            libc::mallopt(libc::M_ARENA_MAX, 1);
-            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
-        }
-    }
 }
 
 fn now() -> Moment {
@@ -124,24 +111,24 @@ fn now() -> Moment {
 struct Daemon {
     file: Option<PathBuf>,
     settings: Settings,
-    investigation: Investigation,
+    /// None in `mode: watch`.
+    following: Option<Following>,
     watch: Watch,
     pursuits: Pursuits,
     told: Told,
     notify: Notify,
     health: Health,
     symbols: Symbols,
-    /// Processes that have just begun to run a program.
+    /// Processes that were seen for the first time, or with another program, at
+    /// the last sweep; no more than the watch keeps.
     newcomers: VecDeque<(Identity, Duration)>,
 }
 
 impl Daemon {
     fn new(file: Option<PathBuf>, settings: Settings) -> Result<Self> {
         let notify = Notify::from_environment().context("cannot speak to the service manager")?;
-        let mut investigation = Investigation::new(LIVE_BLOCKS, &Method::ALL)?;
-        investigation.govern(budget(&settings));
-        investigation.announce_programs()?;
         Ok(Self {
+            following: Following::begin(&settings)?,
             watch: Watch::new(&watched(&settings))
                 .context("cannot watch the processes of this host")?,
             told: Told::new(&settings, now()),
@@ -151,69 +138,99 @@ impl Daemon {
             newcomers: VecDeque::new(),
             file,
             settings,
-            investigation,
             notify,
         })
     }
 
     async fn run(mut self) -> Result<u8> {
-        let mut events = Events::new(
-            self.investigation.ring_descriptor()?,
-            self.settings.watch.interval,
-            JUDGE_EVERY,
-        )?;
-        let mut log = EbpfLogger::init(self.investigation.ebpf())?;
+        let mut events = Events::new(self.ring()?, self.settings.watch.interval, JUDGE_EVERY)?;
         self.health.listen(&self.settings).await?;
         self.ready();
         tracing::info!(
             mode = %self.settings.mode,
-            attach = self.investigation.capture().method().name(),
+            attach = self.following.as_ref().map(Following::method),
             "watching"
         );
         loop {
             match events.next().await? {
                 Event::Stop => break,
-                Event::Reload => self.reload(),
+                Event::Reload => {
+                    self.reload();
+                    events.listen(self.ring()?)?;
+                }
                 Event::Records => self.handle_records(),
                 Event::Step => {}
-                Event::Tick => {
-                    log.flush();
-                    self.tick();
-                }
+                Event::Tick => self.tick(),
                 Event::Sweep => self.sweep(),
                 Event::Judge => self.judge_next(),
             }
             // Whatever happened may have brought the next step nearer.
-            let pause = self.investigation.advance();
+            let pause = match &mut self.following {
+                Some(following) => following.investigation.advance(),
+                None => IDLE,
+            };
             events.step = Instant::now() + pause;
         }
         tell_manager(self.notify.stopping());
-        tracing::info!("ending, probes come off");
-        self.investigation.detach_all();
+        if let Some(following) = &mut self.following {
+            tracing::info!("ending, probes come off");
+            following.investigation.detach_all();
+        }
         self.told.end();
         Ok(EXIT_NOTHING)
+    }
+
+    /// Readable when the kernel programs have something to tell.
+    fn ring(&self) -> Result<Option<OwnedFd>> {
+        let following = self.following.as_ref();
+        following
+            .map(|following| following.investigation.ring_descriptor())
+            .transpose()
     }
 
     /// What a second brings.
     fn tick(&mut self) {
         self.greet();
-        if let Err(error) = self.investigation.tick() {
-            tracing::warn!(error = %format_args!("{error:#}"), "an observation is missing");
+        let mut quarantined = 0;
+        if let Some(Following {
+            investigation,
+            flush_log,
+        }) = &mut self.following
+        {
+            flush_log();
+            if let Err(error) = investigation.tick() {
+                tracing::warn!(error = %format_args!("{error:#}"), "an observation is missing");
+            }
+            if let Ok(pressure) = Pressure::of_host() {
+                investigation.press(pressure.some_avg10);
+            }
+            for sentence in investigation.take_notes() {
+                tracing::info!("{sentence}");
+            }
+            quarantined = investigation.capture().quarantined() as u64;
         }
-        if let Ok(pressure) = Pressure::of_host() {
-            self.investigation.press(pressure.some_avg10);
-        }
-        for sentence in self.investigation.take_notes() {
-            tracing::info!("{sentence}");
-        }
+        self.leave_refused();
         self.told.tick(now());
         if self.health.is_too_big() {
             self.shrink();
         }
-        let quarantined = self.investigation.capture().quarantined() as u64;
         self.health.publish(&self.settings, &self.told, quarantined);
         tell_manager(self.notify.status(&self.status()));
         tell_manager(self.notify.alive());
+    }
+
+    /// Follows no more whose code or tracer forbids it; that was told when its
+    /// probes came off.
+    fn leave_refused(&mut self) {
+        let following = self.following.as_ref();
+        let refused = following.map(|following| following.investigation.refused());
+        for (pid, _) in refused.unwrap_or_default() {
+            if let Some(pursuit) = self.pursuits.get_mut(pid) {
+                let identity = pursuit.identity;
+                self.pursuits.refuse(identity, now().monotonic);
+            }
+            self.release(pid);
+        }
     }
 
     /// Looks at every process.
@@ -232,13 +249,17 @@ impl Daemon {
         for suspect in sweep.suspects.iter().filter(|suspect| suspect.new) {
             tracing::info!("{}", told::suspicion(suspect));
         }
-        for identity in &sweep.born {
-            self.consider_pinned(*identity);
+        if !self.settings.pinned.is_empty() {
+            let newcomers = sweep.born.iter().chain(&sweep.executed);
+            self.newcomers
+                .extend(newcomers.map(|newcomer| (*newcomer, at)));
         }
         for suspect in &sweep.suspects {
             self.pursuits.grows(suspect.identity, at);
-            self.investigation
-                .rank(suspect.identity.pid, suspect.time_to_limit);
+            if let Some(following) = &mut self.following {
+                let pid = suspect.identity.pid;
+                following.investigation.rank(pid, suspect.time_to_limit);
+            }
         }
         let waiting: Vec<&Suspect> = sweep
             .suspects
@@ -255,18 +276,6 @@ impl Daemon {
         self.health.swept(&sweep);
     }
 
-    /// A process that has just begun to run a program.
-    fn started(&mut self, pid: u32) {
-        self.watch.exec(pid);
-        if self.settings.pinned.is_empty() || self.newcomers.len() >= MAX_NEWCOMERS {
-            return;
-        }
-        if let Ok(start_time) = process::start_time(pid) {
-            let identity = Identity { pid, start_time };
-            self.newcomers.push_back((identity, now().monotonic));
-        }
-    }
-
     /// Looks at those that have had time to map their libraries.
     fn greet(&mut self) {
         let at = now().monotonic;
@@ -279,7 +288,7 @@ impl Daemon {
     }
 
     fn consider_pinned(&mut self, identity: Identity) {
-        if self.settings.pinned.is_empty() || !self.pursuits.may_follow(identity, now().monotonic) {
+        if !self.pursuits.may_follow(identity, now().monotonic) {
             return;
         }
         let Ok(process) = Process::of(identity.pid) else {
@@ -306,13 +315,17 @@ impl Daemon {
             self.pursuits.refuse(identity, at);
             return;
         }
-        let name = Text::name(&process.comm);
-        let followed = match self.settings.mode {
-            Mode::Watch => self.investigation.observe(process),
-            Mode::Survey => self.investigation.survey(&process, Wish::Survey),
-            Mode::Full => self.investigation.survey(&process, Wish::Auto),
+        let wish = if self.settings.mode == Mode::Full {
+            Wish::Auto
+        } else {
+            Wish::Survey
         };
-        match followed {
+        // In `mode: watch`, to know that it grows is all.
+        let Some(following) = &mut self.following else {
+            return;
+        };
+        let name = Text::name(&process.comm);
+        match following.investigation.survey(&process, wish) {
             Ok(()) => {
                 tracing::info!(pid = identity.pid, process = %name, "following");
                 self.pursuits.begin(identity, pinned, at);
@@ -340,18 +353,34 @@ impl Daemon {
     fn release(&mut self, pid: u32) {
         tracing::info!(pid, "no longer following");
         self.pursuits.end(pid);
+        self.forget(pid);
+    }
+
+    /// Frees what was kept of a process.
+    fn forget(&mut self, pid: u32) {
         self.health.released(pid);
-        self.investigation.release(pid);
+        if let Some(following) = &mut self.following {
+            following.investigation.release(pid);
+        }
     }
 
     /// Handles what the kernel programs have reported.
     fn handle_records(&mut self) {
-        for happening in self.investigation.handle_records() {
+        let Some(following) = &mut self.following else {
+            return;
+        };
+        let happenings = following.investigation.handle_records();
+        for death in following.investigation.take_deaths() {
+            self.told.died(death);
+        }
+        for happening in happenings {
             match happening {
-                Happening::Started(pid) => self.started(pid),
                 Happening::Executed(pid) => self.watch.exec(pid),
                 Happening::Forked { parent, .. } => {
-                    if let Err(refusal) = self.investigation.leave_child(parent, true) {
+                    let Some(following) = &mut self.following else {
+                        return;
+                    };
+                    if let Err(refusal) = following.investigation.leave_child(parent, true) {
                         tracing::info!(pid = parent, "{refusal}");
                         self.pursuits.end(parent);
                     }
@@ -361,8 +390,7 @@ impl Daemon {
                     if let Some(pursuit) = self.pursuits.end(pid) {
                         self.told.ended(now(), pursuit.identity);
                     }
-                    self.health.released(pid);
-                    self.investigation.release(pid);
+                    self.forget(pid);
                 }
             }
         }
@@ -381,10 +409,12 @@ impl Daemon {
         };
         pursuit.judged = now().monotonic;
         let settings = judged(&self.settings);
-        let Some(mut process) = self
-            .investigation
-            .describe(pid, &settings, &mut self.symbols)
-        else {
+        let following = self.following.as_ref();
+        let described = following.and_then(|following| {
+            let investigation = &following.investigation;
+            investigation.describe(pid, &settings, &mut self.symbols)
+        });
+        let Some(mut process) = described else {
             return;
         };
         pursuit.found = !process.findings.is_empty();
@@ -409,7 +439,7 @@ impl Daemon {
         self.ready();
     }
 
-    fn apply(&mut self, new: Settings) {
+    fn apply(&mut self, mut new: Settings) {
         let changes = config::difference(&self.settings, &new);
         if changes.is_empty() {
             tracing::info!("the settings are as they were");
@@ -428,10 +458,23 @@ impl Daemon {
             );
         }
         let before = self.settings.mode;
+        if self.following.is_none() {
+            match Following::begin(&new) {
+                Ok(following) => self.following = following,
+                Err(error) => {
+                    tracing::error!("the mode stays {before}: {error:#}");
+                    new.mode = before;
+                }
+            }
+        }
         self.settings = config::reloaded(&self.settings, new);
         self.watch.set(&watched(&self.settings));
         log::set_level(&self.settings.log.level.to_string());
-        self.investigation.set_budget(budget(&self.settings));
+        if let Some(following) = &mut self.following {
+            following.investigation.set_budget(budget(&self.settings));
+            let keep = self.settings.capture.quarantine;
+            following.investigation.set_quarantine(keep);
+        }
         self.told.reload(&self.settings, now());
         self.pursuits.ask_again();
         // Another mode is another way to follow; what is no longer meant is
@@ -448,12 +491,16 @@ impl Daemon {
         for pid in over {
             self.release(pid);
         }
+        if self.settings.mode == Mode::Watch {
+            self.following = None;
+        }
     }
 
     /// Gives memory back: names of code first, then a process.
     fn shrink(&mut self) {
         if !self.symbols.is_empty() {
             self.symbols = Symbols::new();
+            reader::end();
             return;
         }
         if let Some(identity) = self.pursuits.least() {
@@ -514,21 +561,6 @@ fn judged(settings: &Settings) -> analysis::Settings {
         page_within: settings.alerts.page_within,
         least_rate: settings.verdicts.min_rate.0,
         ..analysis::Settings::default()
-    }
-}
-
-/// Many processes mean many open files of `/proc`.
-fn raise_file_limit() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` is a valid place for the result.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
-        limit.rlim_cur = limit.rlim_max;
-        // SAFETY: `limit` holds what the call before has written. Without
-        // more files the watch opens them anew each time.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod frames;
 pub mod functions;
 pub mod image;
+pub mod lookup;
 pub mod mini;
 
 use std::borrow::Cow;
@@ -23,9 +24,11 @@ use object::{
     },
 };
 
-/// A parsed image; large files are read lazily through
-/// [`object::ReadCache`].
+/// A parsed image.
 pub type Elf<'data, R> = ElfFile64<'data, LittleEndian, R>;
+
+/// One that is in memory as a whole, mapped or read.
+pub type Loaded<'data> = Elf<'data, &'data [u8]>;
 
 /// Symbols looked at per table.
 const MAX_SYMBOLS: usize = 4 << 20;
@@ -301,6 +304,32 @@ pub fn section_data<'data, R: ReadRef<'data>>(
         return None;
     }
     contents.decompress().ok()
+}
+
+/// As [`section_data`], of any size where it lies in the file as it is;
+/// unpacking takes from `left`, in bytes.
+///
+/// # Errors
+/// When it would take more than is left.
+pub fn debug_section<'data, R: ReadRef<'data>>(
+    elf: &Elf<'data, R>,
+    name: &str,
+    left: &mut u64,
+) -> Result<Cow<'data, [u8]>, &'static str> {
+    use object::{CompressionFormat, Object as _, ObjectSection as _};
+    let contents = section(elf, name)
+        .filter(|header| header.sh_type(LE) != SHT_NOBITS)
+        .and_then(|_| elf.section_by_name_bytes(name.as_bytes()))
+        .and_then(|section| section.compressed_data().ok());
+    let Some(contents) = contents else {
+        return Ok(Cow::default());
+    };
+    if contents.format != CompressionFormat::None {
+        *left = left
+            .checked_sub(contents.uncompressed_size)
+            .ok_or("its packed debug information is too large")?;
+    }
+    Ok(contents.decompress().unwrap_or_default())
 }
 
 /// `DT_SONAME`, empty for none.

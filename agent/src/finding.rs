@@ -8,6 +8,7 @@
 //!
 //! Everything a target controls enters as [`Text`] and nothing else does.
 
+mod ended;
 mod escape;
 mod fingerprint;
 mod frame;
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+pub use ended::{Death, Ended, UnderProbes};
 pub use escape::Text;
 pub use fingerprint::{Fingerprint, fingerprint};
 pub use frame::{Frame, is_user_frame, site_frame, user_frames, user_functions};
@@ -74,6 +76,8 @@ pub struct Process {
     pub container_id: Option<Text>,
     /// Set for a command that the run itself started.
     pub command: Option<Command>,
+    /// How it ended; null: it runs on.
+    pub ended: Option<Ended>,
     /// Allocators found in the process.
     pub allocators: Vec<Allocator>,
     /// What was measured and what was lost.
@@ -139,12 +143,30 @@ pub struct Capture {
     pub sampled: u64,
     /// Losses that are not zero, by cause.
     pub lost: BTreeMap<String, u64>,
-    /// Estimated slowdown of the target.
+    /// Estimated slowdown of the target: the time of traps, of elapsed time.
     pub target_slowdown_percent: Option<f64>,
+    /// The same in terms of what the target itself uses of processors.
+    pub target_cpu: TargetCpu,
     /// What was decided about probing, and why; the latest last.
     pub decisions: Vec<Text>,
     /// Processor time of this program, in percent of one core.
     pub agent_cpu_percent: Option<f64>,
+}
+
+/// What the target used of processors. `None`: that was not measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct TargetCpu {
+    /// Cores, before the first probe.
+    pub cores_before: Option<f64>,
+    /// Cores while probes were on: in windows, or all the time.
+    pub cores_during: Option<f64>,
+    /// Cores after the first window, outside of windows.
+    pub cores_between: Option<f64>,
+    /// Estimated time of traps, in percent of the processor time that the
+    /// target used while probes were on.
+    pub probe_percent_of_own: Option<f64>,
+    /// The same, in percent of all that it used since the first probe.
+    pub probe_percent_overall: Option<f64>,
 }
 
 /// Anonymous resident memory and swap.

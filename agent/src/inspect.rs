@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use aya_log::EbpfLogger;
 use tokio::{
     io::unix::AsyncFd,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
@@ -25,7 +25,8 @@ use crate::{
     cli::{InspectArgs, ModeArg},
     finding::Command,
     host::{pressure::Pressure, privilege, process::Process, urgency::Urgency},
-    investigation::{self, Account, Happening, Investigation, Sampling},
+    investigation::{self, Account, Happening, Investigation, Sampling, Sighting},
+    signals,
 };
 
 /// Live blocks of all targets together; 29 MB of kernel memory.
@@ -61,6 +62,8 @@ pub fn run(args: &InspectArgs) -> Result<u8> {
     } else {
         Some(Waiting::new(&args.command, args.json)?)
     };
+    // After the fork: the command keeps its own.
+    signals::take_for_inspection()?;
     // No core dump of ours may carry what was read from a target.
     // SAFETY: takes numbers only.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
@@ -83,6 +86,12 @@ struct Inspection<'a> {
 impl<'a> Inspection<'a> {
     fn new(args: &'a InspectArgs, waiting: Option<Waiting>) -> Result<Self> {
         let selection = selection::select(&args.pid, &args.unit, &args.name)?;
+        // Loading the kernel programs takes a second or two, in which the
+        // processes show what they use unprobed.
+        let pids = selection.processes.iter().map(|process| process.pid);
+        let sightings = pids
+            .filter_map(|pid| Some((pid, Sighting::of(pid).ok()?)))
+            .collect();
         let live_blocks = if args.sample == Some(1) {
             LIVE_BLOCKS_EXACT
         } else {
@@ -90,9 +99,11 @@ impl<'a> Inspection<'a> {
         };
         let forced = args.attach.map(|by| [Method::from(by)]);
         let methods = forced.as_ref().map_or(&Method::ALL[..], |method| method);
+        let mut investigation = Investigation::new(live_blocks, methods)?;
+        investigation.sighted(sightings);
         Ok(Self {
             args,
-            investigation: Investigation::new(live_blocks, methods)?,
+            investigation,
             selection,
             waiting,
             child: None,
@@ -113,12 +124,17 @@ impl<'a> Inspection<'a> {
             });
         }
         for process in std::mem::take(&mut self.selection.processes) {
+            if signals::is_asked() {
+                break;
+            }
             match wish {
                 Some(wish) => self.survey(&process, wish),
                 None => self.follow(process, self.sampling(Sampling::ByRate), &[]),
             }
         }
-        self.start_command()?;
+        if !signals::is_asked() {
+            self.start_command()?;
+        }
         let run = Run::begin(began);
         if !self.investigation.is_empty() {
             self.observe_until_the_end().await?;
@@ -215,6 +231,11 @@ impl<'a> Inspection<'a> {
         let mut log = EbpfLogger::init(self.investigation.ebpf())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = if signals::is_told_of_hangups()? {
+            Some(signal(SignalKind::hangup())?)
+        } else {
+            None
+        };
         let mut dangers = interval(TICK);
         dangers.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticks = interval(TICK);
@@ -222,13 +243,15 @@ impl<'a> Inspection<'a> {
         let mut first_look = Box::pin(sleep_until(started + investigation::FIRST_LOOK));
         let mut looked = false;
         let mut step = started;
-        loop {
+        // Before the signals were waited for.
+        while !signals::is_asked() {
             tokio::select! {
                 biased;
                 () = sleep_until(deadline) => break,
                 () = sleep_until(step) => {}
                 _ = interrupt.recv() => break,
                 _ = terminate.recv() => break,
+                () = told(&mut hangup) => break,
                 ready = ring.readable() => {
                     ready?.clear_ready();
                     self.handle_records();
@@ -247,9 +270,11 @@ impl<'a> Inspection<'a> {
                     }
                 }
                 _ = ticks.tick() => {
-                    let began = Instant::now();
                     log.flush();
-                    self.investigation.tick()?;
+                    self.investigation.look_for_dangers();
+                    dangers.reset_after(TICK + TICK / 4);
+                    let began = Instant::now();
+                    self.investigation.enter_observation()?;
                     if let Ok(pressure) = Pressure::of_host() {
                         self.investigation.press(pressure.some_avg10);
                     }
@@ -270,11 +295,19 @@ impl<'a> Inspection<'a> {
 
     /// Handles what the kernel programs have reported.
     fn handle_records(&mut self) {
-        for happening in self.investigation.handle_records() {
+        let happenings = self.investigation.handle_records();
+        for death in self.investigation.take_deaths() {
+            if self.args.journal
+                && let Err(error) = report::send_death(death)
+            {
+                tracing::warn!("the death is not in the journal: {error:#}");
+            }
+        }
+        for happening in happenings {
             match happening {
                 Happening::Forked { parent, child } => self.handle_fork(parent, child),
                 Happening::Executed(id) => self.watch_start(id),
-                Happening::Ended(_) | Happening::Started(_) => {}
+                Happening::Ended(_) => {}
             }
         }
     }
@@ -341,5 +374,13 @@ impl<'a> Inspection<'a> {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(())
+    }
+}
+
+/// Waits for a signal; for ever where none is to come.
+async fn told(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
     }
 }

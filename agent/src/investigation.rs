@@ -7,9 +7,11 @@
 //! a process when it wants one.
 
 mod account;
+mod deaths;
 mod description;
 mod fineness;
 mod governed;
+mod own_cpu;
 mod residence;
 mod survey;
 mod task_life;
@@ -21,6 +23,8 @@ use agent_ebpf::abi::heap::{Target, TargetCounts};
 use anyhow::Result;
 
 pub use account::Account;
+pub use own_cpu::Sighting;
+use own_cpu::{OwnCpu, Phase};
 
 use crate::{
     analysis::Settings,
@@ -28,12 +32,8 @@ use crate::{
         self, Capture, Incident, TargetId, governor::Governor, links::Method, object::Sizes,
         refusal::Refusal,
     },
-    finding::{self, Text},
-    host::{
-        kernel,
-        process::{self, Process},
-        quarantine::{self, Quarantine},
-    },
+    finding::{self, Death},
+    host::{kernel, process::Process, quarantine::Quarantine},
     symbols::Symbols,
 };
 
@@ -79,8 +79,6 @@ pub enum Happening {
     Executed(TargetId),
     /// A followed process ended; its last observation is made.
     Ended(TargetId),
-    /// Another process begins to run a program.
-    Started(u32),
 }
 
 /// Processes that are followed.
@@ -97,6 +95,10 @@ pub struct Investigation {
     tables_rest: Duration,
     /// What the threads of all other processes pay while waits are followed.
     strangers: waits::Debt,
+    /// Processor time of processes that are soon followed.
+    sightings: HashMap<u32, Sighting>,
+    /// Deaths that are not told yet.
+    deaths: Vec<Death>,
 }
 
 impl Investigation {
@@ -107,7 +109,7 @@ impl Investigation {
     /// # Errors
     /// As [`Capture::new`].
     pub fn new(live_blocks: u32, methods: &[Method]) -> Result<Self> {
-        let quarantine = Quarantine::open(&Quarantine::place())?;
+        let quarantine = Quarantine::open(&Quarantine::place());
         Ok(Self {
             capture: Capture::new(Sizes { live_blocks }, methods, quarantine)?,
             accounts: HashMap::new(),
@@ -117,6 +119,8 @@ impl Investigation {
             read_at: Duration::ZERO,
             tables_rest: Duration::ZERO,
             strangers: waits::Debt::default(),
+            sightings: HashMap::new(),
+            deaths: Vec::new(),
         })
     }
 
@@ -139,6 +143,16 @@ impl Investigation {
         self.capture.ebpf()
     }
 
+    /// Enters looks at processes that are followed next: what they used of
+    /// processors before they were probed is known from then on.
+    pub fn sighted(&mut self, sightings: HashMap<u32, Sighting>) {
+        self.sightings = sightings;
+    }
+
+    fn own_cpu(&mut self, pid: u32) -> OwnCpu {
+        OwnCpu::new(pid, self.sightings.remove(&pid))
+    }
+
     /// Starts to follow a process. `upcoming` are files that it is about to
     /// map.
     ///
@@ -151,22 +165,24 @@ impl Investigation {
         upcoming: &[PathBuf],
     ) -> Result<(), Refusal> {
         let first = sampling.first_mean();
+        let mut own_cpu = self.own_cpu(process.pid);
+        own_cpu.turn(Phase::Probed);
         if upcoming.is_empty() {
             self.capture.attach(process.clone(), first)?;
         } else {
             self.capture
                 .attach_command(process.clone(), first, upcoming)?;
         }
-        self.begin(process, sampling);
+        self.begin(process, sampling, own_cpu);
         Ok(())
     }
 
     /// Opens the account of a process that is a target now.
-    fn begin(&mut self, process: Process, sampling: Sampling) {
+    fn begin(&mut self, process: Process, sampling: Sampling, own_cpu: OwnCpu) {
         let pid = process.pid;
         let attached = self.attached_ns(pid);
         self.accounts
-            .insert(pid, Account::new(process, attached, sampling));
+            .insert(pid, Account::new(process, attached, sampling, own_cpu));
     }
 
     /// Has page faults sampled, which tell where memory grows that no
@@ -225,10 +241,13 @@ impl Investigation {
         let mut happenings = Vec::new();
         for (id, incident) in self.capture.drain() {
             match incident {
-                Incident::Ended(status) => {
-                    self.look_at_death(id, status);
+                Incident::Ended(ending) => {
+                    self.note_end(id, ending);
                     self.end(id);
-                    happenings.push(Happening::Ended(id));
+                    // Not of one that was followed until lately.
+                    if self.accounts.contains_key(&id) {
+                        happenings.push(Happening::Ended(id));
+                    }
                 }
                 Incident::Executed => {
                     if let Some(account) = self.accounts.get_mut(&id) {
@@ -244,7 +263,6 @@ impl Investigation {
                     }
                     happenings.push(Happening::Forked { parent: id, child });
                 }
-                Incident::Started => happenings.push(Happening::Started(id)),
             }
         }
         happenings
@@ -261,7 +279,7 @@ impl Investigation {
         };
         account.unfollowed += 1;
         // Windows end by themselves when children pay for them.
-        if account.survey.is_some() || account.unprobed {
+        if account.survey.is_some() {
             return Ok(());
         }
         let fixed = !spare || self.capture.method() == Method::Perf;
@@ -277,24 +295,6 @@ impl Investigation {
             account.begin_again(attached, TargetCounts::default());
         }
         Ok(())
-    }
-
-    /// A target that dies by a signal under our probes is not probed again.
-    fn look_at_death(&mut self, id: TargetId, status: u32) {
-        let Some(signal) = quarantine::suspicious_signal(status) else {
-            return;
-        };
-        let Some(target) = self.capture.target(id).filter(|target| target.is_suspect()) else {
-            return;
-        };
-        let exe = process::exe_path(&target.process);
-        let name = Text::name(exe.as_os_str().as_encoded_bytes());
-        tracing::error!(
-            "process {id} ({name}) died by signal {signal} while it was probed or shortly after; this build is not probed again"
-        );
-        if let Err(error) = self.capture.quarantine(id, signal) {
-            tracing::warn!(error = %format_args!("{error:#}"), "the quarantine holds for this run only");
-        }
     }
 
     /// Reads the tables once more for a target that has just ended.
@@ -323,10 +323,19 @@ impl Investigation {
     }
 
     /// Looks for what has made probes dangerous meanwhile, and for new
-    /// mappings. [`Self::tick`] does so too; this is for fronts whose ticks
-    /// are more than about a second apart.
+    /// mappings: about once a second, and before each [`Self::enter_observation`].
     pub fn look_for_dangers(&mut self) {
         self.capture.tick();
+    }
+
+    /// Both of what a second brings: [`Self::look_for_dangers`] and
+    /// [`Self::enter_observation`].
+    ///
+    /// # Errors
+    /// As [`Self::enter_observation`].
+    pub fn tick(&mut self) -> Result<()> {
+        self.look_for_dangers();
+        self.enter_observation()
     }
 
     /// One observation of every process, and sampling means that fit their
@@ -334,8 +343,7 @@ impl Investigation {
     ///
     /// # Errors
     /// When the kernel's tables cannot be read.
-    pub fn tick(&mut self) -> Result<()> {
-        self.look_for_dangers();
+    pub fn enter_observation(&mut self) -> Result<()> {
         self.account_for_ourselves();
         self.sample_faults();
         self.follow_waits();
@@ -381,7 +389,14 @@ impl Investigation {
             let reading = readings.remove(&id).unwrap_or_default();
             live += reading.live.len();
             if let Some(account) = self.accounts.get_mut(&id).filter(|account| !account.closed) {
+                account.own_cpu().pass();
                 let target = self.capture.target(id);
+                // Followed no more. What it has done since the last look may
+                // have gone unseen, so its last observation is that one.
+                if target.is_some_and(|target| target.refused.is_some()) {
+                    account.closed = true;
+                    continue;
+                }
                 account.every_call = target.is_some_and(capture::target::Target::counts_every_call);
                 let dropped = target.map_or(0, |target| target.space.dropped as u64);
                 account.unmapped = account.unmapped.max(dropped);
@@ -395,8 +410,6 @@ impl Investigation {
                     }
                     _ => account.observe(now, reading, self.capture.counts(id)),
                 }
-                // Followed no more: what is freed from now on goes unseen.
-                account.closed = target.is_some_and(|target| target.refused.is_some());
             }
         }
         Ok(live)
@@ -410,7 +423,7 @@ impl Investigation {
                 continue;
             };
             let first = current == Target::COUNT_ONLY;
-            if account.survey.is_some() || account.unprobed {
+            if account.survey.is_some() {
                 continue;
             }
             let early = now.saturating_sub(account.attached_ns) < FIRST_LOOK.as_nanos() as u64;
@@ -443,6 +456,8 @@ impl Investigation {
     /// # Errors
     /// As [`Self::tick`].
     pub fn finish(&mut self) -> Result<Vec<(TargetId, Refusal)>> {
+        // The last observation is believed like the others.
+        self.look_for_dangers();
         self.read()?;
         let mut refused = Vec::new();
         for account in self.accounts.values_mut() {
@@ -460,6 +475,16 @@ impl Investigation {
         Ok(refused)
     }
 
+    /// Who is followed no more though it runs, and why.
+    pub fn refused(&self) -> Vec<(TargetId, Refusal)> {
+        let ids = self.accounts.keys();
+        let refused = ids.filter_map(|id| {
+            let refusal = self.capture.target(*id)?.refused.clone()?;
+            Some((*id, refusal))
+        });
+        refused.collect()
+    }
+
     /// Judges one process; `None` when it is not followed.
     pub fn describe(
         &self,
@@ -471,7 +496,7 @@ impl Investigation {
         Some(description::describe(
             &self.capture,
             account,
-            self.governed_slowdown(id),
+            self.cost(account),
             settings,
             symbols,
         ))

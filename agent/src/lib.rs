@@ -9,7 +9,7 @@
 //! settings. [`investigation`] runs them for processes. Three fronts use all
 //! that: [`inspect`] for processes that are named, [`daemon`] for all of a
 //! host, of which [`watch`] tells those that grow, and [`tasks`], which lists a
-//! process's Tokio tasks.
+//! process's Tokio tasks; [`signals`] are those that they themselves get.
 //!
 //! `ledger`, `analysis`, `finding` and `alert` are pure: they know nothing of aya,
 //! tokio, files or clocks.
@@ -28,6 +28,8 @@ pub mod investigation;
 pub mod ledger;
 pub mod log;
 pub mod output;
+pub mod reader;
+pub mod signals;
 pub mod symbols;
 pub mod tasks;
 pub mod tokio_rt;

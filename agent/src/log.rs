@@ -19,6 +19,8 @@ pub fn init() {
     let lines = fmt::layer()
         .with_writer(io::stderr)
         .with_target(false)
+        // Where standard error is gone, saying so there would be a panic.
+        .log_internal_errors(false)
         .without_time();
     tracing_subscriber::registry()
         .with(filter)

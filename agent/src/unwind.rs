@@ -20,7 +20,7 @@ use object::{LittleEndian, Object as _, ObjectSection as _, ReadRef, read::elf::
 /// Largest `.eh_frame` that is read: the largest known one has 40 MiB.
 const MAX_SECTION: u64 = 256 << 20;
 /// Most rows of one file; 32 MiB.
-const MAX_ROWS: usize = 4 << 20;
+pub const MAX_ROWS: usize = 4 << 20;
 
 /// DWARF register numbers of x86-64 (System V ABI, figure 3.36).
 const RBP: Register = Register(6);

@@ -216,6 +216,19 @@ impl Watch {
         if pages.anonymous != process.resident || history.samples() == 0 {
             process.resident = pages.anonymous;
             sweep.moved += 1;
+            // Another program begins with other memory, so only movers can
+            // have executed one. One that executes its own file again is not
+            // noticed.
+            let program = population::program(pid).ok();
+            if program.is_some() {
+                let before = std::mem::replace(&mut process.program, program);
+                if before.is_some() && before != program {
+                    let settling = table::settling(settings, Duration::ZERO);
+                    *history = History::new(settling, coarse_limit);
+                    process.mark = None;
+                    sweep.executed.push(process.identity);
+                }
+            }
             // Pages that go to swap leave memory, so only movers are asked.
             process.swapped = if host.swap_total > host.swap_free {
                 population::swapped_bytes(pid)? / PAGE

@@ -16,11 +16,12 @@ use lingerscope::{
     alert::{Alerts, Moment, Notice, State},
     config::{Pattern, Settings, Suppression},
     finding::{
-        Confidence, Estimate, Evidence, Finding, Frame, Leak, Process, Site, Task, Text, Verdict,
-        fingerprint,
+        Confidence, Death, Ended, Estimate, Evidence, Finding, Frame, Leak, Process, Site, Task,
+        Text, UnderProbes, Verdict, fingerprint,
     },
     output::journald::{
-        Journal, SUMMARY_MESSAGE_ID, SUPPRESSION_MESSAGE_ID, end_message_id, message_id,
+        DEATH_MESSAGE_ID, Journal, SUMMARY_MESSAGE_ID, SUPPRESSION_MESSAGE_ID, end_message_id,
+        message_id,
     },
 };
 use serde_json::Value;
@@ -283,6 +284,22 @@ fn notices(process: &Process, finding: &Finding) -> Vec<Notice> {
     told
 }
 
+fn death(process: &Process) -> Death {
+    Death {
+        process: process.clone(),
+        ended: Ended {
+            how: "killed",
+            signal: Some(11),
+            under_probes: Some(UnderProbes {
+                fault_signal: 11,
+                why_not: Some(Text::sentence("it was so")),
+                ..UnderProbes::default()
+            }),
+            ..Ended::default()
+        },
+    }
+}
+
 #[test]
 fn an_end_is_found_under_the_unit_that_ended() {
     let Some(journal) = Private::start("end") else {
@@ -356,6 +373,9 @@ fn journalctl_explains_an_alert() {
     for notice in notices(&process, &finding) {
         sender.tell(&notice).unwrap();
     }
+    sender
+        .tell(&Notice::Death(Box::new(death(&process))))
+        .unwrap();
     output(journal.journalctl().arg("--sync"));
     // -x reads the host's database only: put ours there, for one command.
     let script = format!(
@@ -396,6 +416,9 @@ fn journalctl_explains_an_alert() {
         "is gone",
         "ended with a finding",
         "1 were held back",
+        "died while lingerscope probed it",
+        "a fault (signal 11, SIGSEGV) while it was probed.",
+        "It is not in quarantine: it was so.",
         "has not matched anything for a week",
     ] {
         assert!(
@@ -421,6 +444,7 @@ fn catalogue_and_program_agree() {
         .map(|verdict| (message_id(verdict), finding.as_str()))
         .into();
     sent.extend([State::Resolved, State::Ended].map(|state| (end_message_id(state).unwrap(), end)));
+    sent.insert(DEATH_MESSAGE_ID, "COMM PID FAULT QUARANTINE");
     sent.insert(SUMMARY_MESSAGE_ID, "HELD_BACK NO_ROOM SUMMARY");
     sent.insert(SUPPRESSION_MESSAGE_ID, "SUPPRESSION TROUBLE");
     let mut listed = Vec::new();

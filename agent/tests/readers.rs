@@ -35,7 +35,7 @@ use nix::time::{ClockId, clock_gettime};
 /// Processor time for one input: a small file in an unoptimised build.
 const MAX_TIME: Duration = Duration::from_secs(20);
 /// Memory for one input.
-const MAX_MEMORY: usize = 512 << 20;
+const MAX_MEMORY: usize = 256 << 20;
 
 /// Counts what each thread holds.
 struct Counting;

@@ -243,6 +243,44 @@ fn a_zombie_is_gone_and_kernel_threads_are_no_processes() {
     assert!(!sweep(&mut watch).gone.contains(&identity), "told twice");
 }
 
+#[test]
+fn another_program_of_a_process_is_told_once() {
+    let mut watch = Watch::new(&quick()).unwrap();
+    let mut shell = Command::new("sh")
+        // Much larger than what it becomes.
+        .args([
+            "-c",
+            r"word=$(head -c 4000000 /dev/zero | tr '\0' x); echo; read word; exec sleep 100",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0];
+    std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    let identity = Stat::of(shell.id()).unwrap().identity;
+    let mut go = shell.stdin.take().unwrap();
+    let exe = || fs::read_link(format!("/proc/{}/exe", identity.pid)).unwrap();
+    let shells = exe();
+    assert!(sweep(&mut watch).born.contains(&identity));
+    assert!(!sweep(&mut watch).executed.contains(&identity));
+    std::io::Write::write_all(&mut go, b"go\n").unwrap();
+    while exe() == shells {
+        thread::yield_now();
+    }
+    let began = Instant::now();
+    while !sweep(&mut watch).executed.contains(&identity) {
+        assert!(began.elapsed() < Duration::from_secs(10), "it is not told");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(
+        !sweep(&mut watch).executed.contains(&identity),
+        "told twice"
+    );
+    shell.kill().unwrap();
+    shell.wait().unwrap();
+}
+
 /// A new process with an old process id, as far as the kernel lets us choose.
 #[test]
 fn a_process_id_used_again_is_another_process() {

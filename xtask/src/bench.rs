@@ -9,6 +9,7 @@ pub(crate) fn run(no_install: bool) -> Result<()> {
     let tools = setup::prepare(Need::Build, no_install)?;
     let targets = [
         "--bin=lingerscope",
+        "--bench=bystanders",
         "--bench=cost",
         "--bench=latency",
         "--bench=task_table",
@@ -32,5 +33,9 @@ pub(crate) fn run(no_install: bool) -> Result<()> {
     ))?;
     shell::run(&mut shell::as_root(programs.path("waits")?, &[]))?;
     shell::run(&mut shell::as_root(programs.path("watch")?, &[]))?;
+    shell::run(&mut shell::as_root(
+        programs.path("bystanders")?,
+        &variables,
+    ))?;
     shell::run(&mut shell::as_root(programs.path("latency")?, &variables))
 }

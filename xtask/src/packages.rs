@@ -109,6 +109,12 @@ const TABLE: &[Row] = &[
         reason: "a real journald to send alerts to, and journalctl",
     },
     Row {
+        apt: &["valgrind"],
+        sign: Sign::Program("valgrind"),
+        need: Need::Test,
+        reason: "a translator of code, whose programs are left alone",
+    },
+    Row {
         apt: &["python3"],
         sign: Sign::Program("python3"),
         need: Need::Test,

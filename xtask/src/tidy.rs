@@ -56,6 +56,22 @@ const LAYERS: &[(&[&str], &[&str])] = &[
     (&["host", "capture"], &["crate::analysis"]),
 ];
 
+/// Rooms that may parse bytes which a target chooses: the reader process, and
+/// what it is made of.
+const READERS: &[&str] = &["reader", "elf", "unwind"];
+/// How that begins; in other rooms only tests may.
+const PARSING: &[&str] = &[
+    "Elf::parse",
+    "Loaded::parse",
+    "ElfFile64",
+    "ReadCache",
+    "unwind::compile",
+    "allocators::discover",
+    "probes::families",
+    "file::analyse",
+    "file::name",
+];
+
 /// Prints every breach, and fails if there is one.
 pub(crate) fn run() -> Result<()> {
     let mut breaches = top_level()?;
@@ -162,6 +178,17 @@ fn layer(path: &Path, text: &str) -> Vec<String> {
     let room = Path::new(inside).with_extension("");
     let code = ungrouped(&code_only(text));
     let mut breaches = Vec::new();
+    let is_reader = READERS.iter().any(|name| room == Path::new(name));
+    if !is_reader && !path.ends_with("tests.rs") {
+        for (number, line) in code.lines().enumerate() {
+            for word in PARSING.iter().filter(|word| has_word(line, word)) {
+                breaches.push(format!(
+                    "line {}: `{word}` belongs into the reader process: ask it",
+                    number + 1
+                ));
+            }
+        }
+    }
     for (_, words) in LAYERS
         .iter()
         .filter(|(rooms, _)| rooms.iter().any(|name| room == Path::new(name)))
@@ -257,6 +284,19 @@ mod tests {
         assert_eq!(breaches("agent/src/host/mod.rs", ""), 1);
         assert_eq!(breaches("agent/src/utils/elf.rs", ""), 1);
         assert_eq!(breaches("agent/src/host/score.rs", ""), 0);
+    }
+
+    #[test]
+    fn files_of_targets_are_parsed_by_the_reader() {
+        let code = "fn f() { let elf = Elf::parse(data); }";
+        assert_eq!(breaches("agent/src/capture/files.rs", code), 1);
+        assert_eq!(breaches("agent/src/reader/code.rs", code), 0);
+        assert_eq!(breaches("agent/src/elf/image.rs", code), 0);
+        assert_eq!(breaches("agent/src/capture/allocators/tests.rs", code), 0);
+        assert_eq!(
+            breaches("agent/src/symbols.rs", "let table = unwind::compile(&elf);"),
+            1
+        );
     }
 
     #[test]

@@ -20,14 +20,11 @@ impl Header {
     pub const FORK: u32 = 2;
     /// A [`ProcessRecord`]: a target runs another program.
     pub const EXEC: u32 = 3;
-    /// A [`ProcessRecord`]: a target has ended.
+    /// An [`super::ending::ExitRecord`]: a target, or a process that was one
+    /// until lately, has ended.
     pub const EXIT: u32 = 4;
     /// A [`MappingRecord`]: code outside every known mapping was met.
     pub const MAPPING: u32 = 5;
-    /// A [`ProcessRecord`]: a process that is no target begins to run a
-    /// program. A lost one is no loss: whoever watches processes looks for
-    /// itself, too.
-    pub const START: u32 = 6;
 }
 
 /// The frames of an allocation stack, once per distinct stack.
@@ -56,14 +53,13 @@ impl StackRecord {
     pub const EXACT: u64 = 1 << 63;
 }
 
-/// A fork, exec or exit of a target.
+/// A fork or exec of a target.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessRecord {
-    /// `FORK`, `EXEC` or `EXIT`; the target's tgid.
+    /// `FORK`, `EXEC` or `START`; the process's tgid.
     pub header: Header,
-    /// `FORK`: the child's thread group id. `EXEC`: the new epoch. `EXIT`:
-    /// the wait status.
+    /// `FORK`: the child's thread group id. `EXEC`: the new epoch.
     pub detail: u32,
     /// Zero.
     pub reserved: u32,

@@ -73,7 +73,8 @@ impl Cookie {
     /// its end must be seen even when it is not sampled. A function that
     /// frees: a realloc of its family may call it.
     pub const MAY_NEST: u64 = 1 << 8;
-    /// The kernel single-steps the probed instruction, which costs more.
+    /// The kernel single-steps the probed instruction, which takes ten times
+    /// as long as one that it emulates.
     pub const STEPPED: u64 = 1 << 9;
 
     /// Packs a cookie; `arguments` are the registers that hold the first three,
@@ -96,6 +97,11 @@ impl Cookie {
     /// The register of an argument, 0 to 2.
     pub const fn argument(self, index: u32) -> u8 {
         (self.0 >> (32 + 4 * index) & 0xf) as u8
+    }
+
+    /// Whether the kernel single-steps the probed instruction.
+    pub const fn is_stepped(self) -> bool {
+        self.0 & Self::STEPPED != 0
     }
 
     /// Number of the function kind.
@@ -252,10 +258,12 @@ pub struct TargetCounts {
     pub sampled: u64,
     /// Frees of recorded blocks.
     pub sampled_frees: u64,
+    /// Hits of single-stepped probes, those that count as no call included.
+    pub stepped: u64,
     /// Events that could not be recorded, by [`super::loss::Loss`].
     pub lost: [u64; super::loss::Loss::COUNT],
 }
-assert_size!(TargetCounts, 40 + 8 * super::loss::Loss::COUNT);
+assert_size!(TargetCounts, 48 + 8 * super::loss::Loss::COUNT);
 
 impl TargetCounts {
     /// Adds another count.
@@ -265,6 +273,7 @@ impl TargetCounts {
         self.frees += other.frees;
         self.sampled += other.sampled;
         self.sampled_frees += other.sampled_frees;
+        self.stepped += other.stepped;
         for (sum, lost) in self.lost.iter_mut().zip(other.lost) {
             *sum += lost;
         }

@@ -72,6 +72,7 @@ pub struct ResultCookie(pub u64);
 const CONDITION: u32 = 10;
 const CONDITIONAL: u64 = 1 << 14;
 const FROM_RBP: u64 = 1 << 15;
+const SLOT: u64 = 0xffff << 16;
 const REGISTER: u32 = 32;
 const ANSWER: u32 = 36;
 const ADD: u32 = 39;
@@ -91,14 +92,8 @@ impl ResultCookie {
     /// [`Answer::Unknown`].
     pub const UNKNOWN: u8 = 4;
 
-    /// Packs a cookie.
-    pub const fn new(
-        target: u32,
-        answer: Answer,
-        slot: Slot,
-        branch: Branch,
-        stepped: bool,
-    ) -> Self {
+    /// Packs a cookie; [`Self::of`] makes it a target's.
+    pub const fn new(answer: Answer, slot: Slot, branch: Branch, stepped: bool) -> Self {
         let (kind, register, add) = match answer {
             Answer::Register { register, add } => (Self::REGISTER, register, add),
             Answer::Memory { register, add } => (Self::MEMORY, register, add),
@@ -120,12 +115,22 @@ impl ResultCookie {
                 | stepped
                 | when
                 | from
-                | ((target & 0xffff) as u64) << 16
                 | ((register & 0xf) as u64) << REGISTER
                 | (kind as u64) << ANSWER
                 | ((add as u64) & 0x3ff) << ADD
                 | ((words as u64) & 0x7fff) << WORDS,
         )
+    }
+
+    /// The same for the target in this slot.
+    #[must_use]
+    pub const fn of(self, slot: u32) -> Self {
+        Self(self.0 & !SLOT | ((slot & 0xffff) as u64) << 16)
+    }
+
+    /// Whether it is what [`Self::new`] can have packed.
+    pub const fn is_sound(self) -> bool {
+        self.0 & 0xff == Self::KIND && self.0 & SLOT == 0 && self.answer() <= Self::UNKNOWN
     }
 
     /// Which kind of answer.
@@ -172,11 +177,11 @@ impl ResultCookie {
             0 => overflow,
             1 => carry,
             2 => zero,
-            3 => carry | zero,
+            3 => carry || zero,
             4 => sign,
             5 => parity,
             6 => sign != overflow,
-            _ => zero | (sign != overflow),
+            _ => zero || sign != overflow,
         };
         met != (condition & 1 != 0)
     }
@@ -190,19 +195,15 @@ mod tests {
     fn packs_and_unpacks() {
         for (add, words) in [(0, 0), (-512, -16384), (511, 16383), (16, 3), (-8, -1)] {
             let answer = Answer::Memory { register: 13, add };
-            let cookie = ResultCookie::new(
-                0xabc,
-                answer,
-                Slot::FromRbp(words),
-                Branch::Taken(13),
-                false,
-            );
+            let cookie = ResultCookie::new(answer, Slot::FromRbp(words), Branch::Taken(13), false);
             assert_eq!(cookie.answer(), ResultCookie::MEMORY);
             assert_eq!(cookie.register(), 13);
             assert_eq!(cookie.add() as i64, i64::from(add));
             assert_eq!(cookie.distance() as i64, i64::from(words) * 8);
             assert!(cookie.from_rbp());
-            assert_eq!(Cookie(cookie.0).slot(), 0xabc);
+            assert!(cookie.is_sound());
+            assert_eq!(Cookie(cookie.of(0xabc).0).slot(), 0xabc);
+            assert!(!cookie.of(0xabc).is_sound());
             assert_eq!(u64::from(Cookie(cookie.0).kind()), ResultCookie::KIND);
         }
     }
@@ -211,7 +212,6 @@ mod tests {
     fn conditions_are_the_processors() {
         let at = |condition| {
             ResultCookie::new(
-                0,
                 Answer::Null,
                 Slot::FromRsp(0),
                 Branch::Taken(condition),
@@ -236,7 +236,7 @@ mod tests {
             assert!(!at(condition | 1).holds(met), "{condition}");
             assert!(at(condition | 1).holds(not), "{condition}");
         }
-        let always = ResultCookie::new(0, Answer::Null, Slot::FromRsp(1), Branch::Any, false);
+        let always = ResultCookie::new(Answer::Null, Slot::FromRsp(1), Branch::Any, false);
         assert!(always.holds(0) && always.holds(u64::MAX));
     }
 }

@@ -107,6 +107,15 @@ fn scene(ctx: *mut c_void, thread_id: u64) -> Option<Scene> {
     })
 }
 
+/// Counts the hit if its instruction is single-stepped: most are not.
+#[inline(always)]
+fn count_step(scene: &Scene) {
+    if scene.cookie.is_stepped() {
+        // SAFETY: a map value.
+        add(unsafe { &raw mut (*scene.counts).stepped }, 1);
+    }
+}
+
 #[inline(always)]
 fn lose(counts: *mut TargetCounts, cause: Loss) {
     // SAFETY: a map value; the index is a constant.
@@ -149,6 +158,7 @@ fn enter(ctx: *mut c_void) {
     let Some(scene) = scene(ctx, bpf_get_current_pid_tgid()) else {
         return;
     };
+    count_step(&scene);
     // SAFETY: the kernel's register set and map values.
     unsafe {
         let sp = field!(ctx, rsp);
@@ -365,6 +375,12 @@ fn register(context: *mut c_void, number: u8) -> u64 {
 #[inline(always)]
 fn answer(ctx: *mut c_void, cookie: ResultCookie) {
     let thread_id = bpf_get_current_pid_tgid();
+    // Whosever call it is, it has cost that much.
+    if Cookie(cookie.0).is_stepped()
+        && let Some(scene) = scene(ctx, thread_id)
+    {
+        count_step(&scene);
+    }
     let Some(open) = open_calls(thread_id) else {
         return;
     };
@@ -538,6 +554,7 @@ fn release(ctx: *mut c_void) {
     let Some(scene) = scene(ctx, bpf_get_current_pid_tgid()) else {
         return;
     };
+    count_step(&scene);
     // SAFETY: the kernel's register set and map values.
     unsafe {
         let address = register(ctx, scene.cookie.argument(0));

@@ -1,44 +1,46 @@
-//! Fork, exec and exit of targets, and the end of their threads.
+//! Fork, exec and exit of targets, and the end of their threads. Attached only
+//! while there are targets (`capture/events.rs`): all processes of the host
+//! pass here.
 #![expect(
     clippy::needless_pass_by_value,
     reason = "aya's macro passes the context by value"
 )]
 
 use agent_ebpf::abi::{
+    ending::ExitRecord,
     event::{Header, ProcessRecord},
     loss::Loss,
 };
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel,
+    },
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::debug;
 
-use super::futex;
+use super::{ending, futex};
 use crate::{
-    maps::{self, ANNOUNCE, COUNTS, EPOCHS, GENERATIONS, MAPPINGS, RING, SLOTS, TARGETS, global},
+    maps::{self, COUNTS, EPOCHS, GENERATIONS, MAPPINGS, RING, SLOTS, TARGETS, global},
     threads,
 };
 
-/// Whether there was room.
-fn tell(kind: u32, tgid: u32, detail: u32) -> bool {
-    let Some(mut entry) = RING.reserve::<ProcessRecord>(0) else {
-        return false;
-    };
-    entry.write(ProcessRecord {
-        header: Header { kind, tgid },
-        detail,
-        reserved: 0,
-    });
-    entry.submit(0);
-    true
+fn send(kind: u32, tgid: u32, slot: u32, detail: u32) {
+    if let Some(mut entry) = RING.reserve::<ProcessRecord>(0) {
+        entry.write(ProcessRecord {
+            header: Header { kind, tgid },
+            detail,
+            reserved: 0,
+        });
+        entry.submit(0);
+    } else {
+        count_loss(slot);
+    }
 }
 
-fn send(kind: u32, tgid: u32, slot: u32, detail: u32) {
-    if !tell(kind, tgid, detail)
-        && let Some(counts) = COUNTS.get_ptr_mut(slot)
-    {
+fn count_loss(slot: u32) {
+    if let Some(counts) = COUNTS.get_ptr_mut(slot) {
         // SAFETY: a map value; these events are too rare to race.
         unsafe { (*counts).lost[Loss::RingFull as usize] += 1 };
     }
@@ -53,7 +55,7 @@ fn slot_of(tgid: u32) -> Option<u32> {
 
 /// Reads a 32-bit field of a kernel structure; 0 when it cannot be read.
 #[inline(always)]
-fn field(base: u64, offset: u64) -> u32 {
+pub(super) fn field(base: u64, offset: u64) -> u32 {
     // SAFETY: the helper checks the address itself.
     unsafe { bpf_probe_read_kernel((base + offset) as *const u32) }.unwrap_or(0)
 }
@@ -79,9 +81,8 @@ pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
     let id = bpf_get_current_pid_tgid();
     let tgid = (id >> 32) as u32;
     let Some(slot) = slot_of(tgid) else {
-        if ANNOUNCE.get(0).is_some_and(|announce| *announce != 0) {
-            tell(Header::START, tgid, 0);
-        }
+        // The end of another program than the one that had probes.
+        let _ = ending::take(tgid);
         return 0;
     };
     let (Some(target), Some(epoch)) = (TARGETS.get_ptr_mut(slot), EPOCHS.get_ptr_mut(slot)) else {
@@ -115,8 +116,12 @@ pub(crate) fn process_exit(_ctx: RawTracePointContext) -> i32 {
     let tgid = (id >> 32) as u32;
     // Also of processes that are followed no more.
     threads::forget(id);
-    let Some(slot) = slot_of(tgid) else { return 0 };
-    futex::forget_thread(id, slot);
+    let slot = slot_of(tgid);
+    if let Some(slot) = slot {
+        futex::forget_thread(id, slot);
+    } else if !ending::is_watched(tgid) {
+        return 0;
+    }
     // SAFETY: no arguments; the result is only read through checked helpers.
     let task = unsafe { bpf_get_current_task() };
     // SAFETY: the helper checks the address itself.
@@ -125,12 +130,27 @@ pub(crate) fn process_exit(_ctx: RawTracePointContext) -> i32 {
             .unwrap_or(0);
     // The kernel has already taken this thread off the count.
     if field(signal, global(&maps::SIGNAL_LIVE)) == 0 {
-        send(
-            Header::EXIT,
-            tgid,
-            slot,
-            field(task, global(&maps::TASK_EXIT_CODE)),
-        );
+        let signs = ending::take(tgid);
+        let record = ExitRecord {
+            header: Header {
+                kind: Header::EXIT,
+                tgid,
+            },
+            status: field(task, global(&maps::TASK_EXIT_CODE)),
+            watched: u32::from(signs.is_some()),
+            // SAFETY: a helper without arguments.
+            at_ns: unsafe { bpf_ktime_get_ns() },
+            signs: signs.unwrap_or_default(),
+        };
+        match (RING.reserve::<ExitRecord>(0), slot) {
+            (Some(mut entry), _) => {
+                entry.write(record);
+                entry.submit(0);
+            }
+            (None, Some(slot)) => count_loss(slot),
+            // Missed by user space when it looks for the process.
+            (None, None) => {}
+        }
     }
     0
 }

@@ -53,7 +53,7 @@ impl Tracer {
         let sizes = Sizes {
             live_blocks: LIVE_BLOCKS,
         };
-        let capture = Capture::new(sizes, &[method], Quarantine::open(&list)?)?;
+        let capture = Capture::new(sizes, &[method], Quarantine::open(&list))?;
         let times = Times {
             method,
             attach: Vec::new(),

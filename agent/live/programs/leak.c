@@ -1,5 +1,6 @@
 /* Leaks by count from argv; see leak.h. */
 #include "leak.h"
+#include "aligned.h"
 
 static void *volatile last;
 

@@ -4,6 +4,7 @@
  * usage: paced SECONDS RATE FILE: FILE gets CLOCK_MONOTONIC at the first
  * interval, in nanoseconds, as 8 bytes, then 4 bytes for each interval. */
 #include "hazard.h"
+#include "aligned.h"
 #include <fcntl.h>
 #include <stdint.h>
 #include <sys/mman.h>

@@ -49,6 +49,7 @@ fn told(notices: &[Notice]) -> Vec<String> {
         .iter()
         .map(|notice| match notice {
             Notice::Alert(alert) => format!("{}{}", alert.state, alert.priority.code()),
+            Notice::Death(death) => format!("death{}", death.process.pid),
             Notice::Summary(summary) => format!("summary{}", summary.held_back()),
             Notice::Suppression(note) => format!("{:?}", note.trouble),
         })
@@ -389,6 +390,7 @@ fn note(log: &mut Log, seconds: u64, notices: Vec<Notice>) -> usize {
                     .or_default()
                     .push((seconds, alert.state));
             }
+            Notice::Death(_) => panic!("deaths are not the alerts' to tell"),
             Notice::Summary(summary) => {
                 assert_eq!(
                     summary.held_back(),

@@ -18,7 +18,13 @@ use super::{
     object::Object,
     tables::{Piece, UNRULED},
 };
-use crate::host::mapping::{self, Mapping};
+use crate::host::{
+    mapping::{
+        Mapping,
+        code::{self, TooMany, View},
+    },
+    module::Module,
+};
 
 /// The next list of mappings: what the kernel remembers of an earlier one is
 /// void. 0 is never given, as it is what an empty memory says.
@@ -40,7 +46,10 @@ pub struct Code {
 pub struct AddressSpace {
     /// Sorted by address.
     pub code: Vec<Code>,
-    /// Pieces of mappings that did not fit the kernel's table.
+    /// How often it maps each part of the files among them.
+    pub views: Vec<View>,
+    /// Pieces of mappings that did not fit the kernel's table, and mappings
+    /// that were not kept.
     pub dropped: usize,
 }
 
@@ -51,7 +60,7 @@ impl AddressSpace {
     /// # Errors
     /// When the process is gone or the kernel refuses memory.
     pub fn load(object: &Object, files: &mut Files, pid: u32, slot: u32) -> Result<Self> {
-        Self::of_mappings(object, files, pid, slot, executable(pid)?)
+        Self::of_mappings(object, files, pid, slot, mapped(pid)?)
     }
 
     /// As [`Self::load`]; none when the mappings are still these.
@@ -65,14 +74,12 @@ impl AddressSpace {
         pid: u32,
         slot: u32,
     ) -> Result<Option<Self>> {
-        let mappings = executable(pid)?;
-        if mappings
-            .iter()
-            .eq(self.code.iter().map(|code| &code.mapping))
-        {
+        let mapped = mapped(pid)?;
+        let before = self.code.iter().map(|code| &code.mapping);
+        if mapped.executable.iter().eq(before) && mapped.views == self.views {
             return Ok(None);
         }
-        Self::of_mappings(object, files, pid, slot, mappings).map(Some)
+        Self::of_mappings(object, files, pid, slot, mapped).map(Some)
     }
 
     fn of_mappings(
@@ -80,10 +87,13 @@ impl AddressSpace {
         files: &mut Files,
         pid: u32,
         slot: u32,
-        mappings: Vec<Mapping>,
+        mapped: code::Code,
     ) -> Result<Self> {
-        let mut space = Self::default();
-        for mapping in mappings {
+        let mut space = Self {
+            views: mapped.views,
+            ..Self::default()
+        };
+        for mapping in mapped.executable {
             let file = if mapping.is_file() {
                 files.of(object, pid, &mapping)
             } else if mapping.path == b"[vdso]" {
@@ -106,6 +116,7 @@ impl AddressSpace {
         }
         files.flush(object)?;
         space.publish(object, pid, slot)?;
+        space.dropped += mapped.left_out;
         Ok(space)
     }
 
@@ -127,14 +138,17 @@ impl AddressSpace {
             .any(|code| code.file.as_ref().is_ok_and(|file| file.is_go))
     }
 
-    /// Build id of the mapped file with this path.
-    pub fn build_id(&self, path: &Path) -> Option<&str> {
+    /// The mapped file with this path.
+    pub fn module(&self, path: &Path) -> Option<&Module> {
         let files = self.code.iter().filter_map(|code| code.file.as_ref().ok());
         files
             .filter_map(|file| file.module.as_ref())
-            .find(|module| module.path == path)?
-            .build_id
-            .as_deref()
+            .find(|module| module.path == path)
+    }
+
+    /// Build id of the mapped file with this path.
+    pub fn build_id(&self, path: &Path) -> Option<&str> {
+        self.module(path)?.build_id.as_deref()
     }
 
     fn publish(&mut self, object: &Object, pid: u32, slot: u32) -> Result<()> {
@@ -161,16 +175,18 @@ impl AddressSpace {
     }
 }
 
-/// The executable mappings of a process that has any: one that has ended
-/// shows an empty list while it waits for its parent.
-fn executable(pid: u32) -> Result<Vec<Mapping>> {
-    let mut mappings = mapping::of(pid)?;
-    mappings.retain(|mapping| mapping.executable);
+/// What a process has mapped of code, if anything: one that has ended shows an
+/// empty list while it waits for its parent.
+fn mapped(pid: u32) -> Result<code::Code> {
+    let mapped = code::of(pid).map_err(|error| match TooMany::of(&error) {
+        Some(too_many) => too_many.into(),
+        None => anyhow::Error::new(error),
+    })?;
     ensure!(
-        !mappings.is_empty(),
+        !mapped.executable.is_empty(),
         "it has no executable mapping any more"
     );
-    Ok(mappings)
+    Ok(mapped)
 }
 
 /// The parts of a mapping with the rows that cover them.

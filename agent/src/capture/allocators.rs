@@ -23,7 +23,10 @@ use self::{
     flow::{Ending, Flow, Role},
     names::Scheme,
 };
-use crate::elf::{self, Elf, Table};
+use crate::{
+    elf::{self, Elf, Table},
+    reader::question::NOT_READ,
+};
 
 /// Allocator functions of one file that belong together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +54,20 @@ impl Family {
         self.why_not.as_deref() == Some(HANDS_OVER) && self.uncovered.is_empty()
     }
 }
+
+/// What families are called.
+pub const KINDS: [&str; 10] = [
+    "c++",
+    "glibc",
+    "jemalloc",
+    "mimalloc",
+    "musl",
+    "sanitizer",
+    "scudo",
+    "snmalloc",
+    "tcmalloc",
+    "unknown",
+];
 
 /// Why a family is not probed that has no function of its own.
 const HANDS_OVER: &str = "its functions only hand over to another allocator";
@@ -104,7 +121,7 @@ pub fn discover<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Discovery {
     for table in [Table::Dynamic, Table::Full] {
         match elf::symbols(elf, table) {
             Some(symbols) => symbols.for_each(|symbol| signs.look_at(&symbol)),
-            None => not_read = Some("its symbol table is too large or damaged"),
+            None => not_read = Some(NOT_READ[0]),
         }
     }
     let image = if elf::has_full_symbols(elf) {
@@ -136,7 +153,7 @@ pub fn discover<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Discovery {
     mini_symbols().for_each(|symbol| found.look_at(elf, &symbol, &signs));
     let unread = !elf::has_full_symbols(elf) && elf::mini::is_present(elf) && mini.is_none();
     if not_read.is_none() && unread {
-        not_read = Some("its .gnu_debugdata symbols are damaged or too large");
+        not_read = Some(NOT_READ[1]);
     }
     if found.functions.is_empty() && found.uncovered.is_empty() {
         return Discovery {

@@ -22,6 +22,7 @@ use aya::Pod;
 const MAP_CREATE: u32 = 0;
 const MAP_UPDATE_ELEM: u32 = 2;
 const MAP_DELETE_ELEM: u32 = 3;
+const MAP_GET_NEXT_KEY: u32 = 4;
 const PROG_LOAD: u32 = 5;
 const BTF_LOAD: u32 = 18;
 const MAP_LOOKUP_BATCH: u32 = 24;
@@ -281,6 +282,44 @@ pub unsafe fn delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
         Err(error) => Err(error),
     }
 }
+
+/// Removes all elements of a hash map, however large they are.
+///
+/// # Safety
+/// `K` must be what the map was made for.
+pub unsafe fn clear<K: Pod>(map: BorrowedFd<'_>) -> io::Result<()> {
+    let mut first = MaybeUninit::<K>::uninit();
+    // As many as there may be: others could add some meanwhile.
+    for _ in 0..MAX_CLEARED {
+        let mut attributes = Attributes::new()
+            .set(0, map.as_raw_fd() as u32)
+            .set_pointer(16, first.as_mut_ptr());
+        // SAFETY: room for a key, as promised by the caller; asked for the one
+        // after none.
+        match unsafe { attributes.call(MAP_GET_NEXT_KEY, 32) } {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        // SAFETY: the kernel has written it.
+        unsafe { delete(map, first.assume_init_ref()) }?;
+    }
+    Ok(())
+}
+
+/// One element as bytes.
+#[cfg(test)]
+pub(super) unsafe fn lookup<K>(map: BorrowedFd<'_>, key: &K, value: &mut [u8]) -> io::Result<()> {
+    let mut attributes = Attributes::new()
+        .set(0, map.as_raw_fd() as u32)
+        .set_pointer(8, key)
+        .set_pointer(16, value.as_mut_ptr());
+    // SAFETY: the sizes fit, as promised by the caller.
+    unsafe { attributes.call(1, 32) }.map(drop)
+}
+
+/// Elements that [`clear`] removes at most; ours have fewer.
+const MAX_CLEARED: usize = 1 << 20;
 
 /// Removes the elements of a hash map that `unwanted` picks.
 ///

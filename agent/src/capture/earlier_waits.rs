@@ -20,7 +20,8 @@ use crate::{
         process,
         thread::{self, Blocked},
     },
-    unwind::{self, walk},
+    reader,
+    unwind::walk,
 };
 
 /// Threads that are looked at.
@@ -150,14 +151,9 @@ pub(super) fn unwind(
     stacks
 }
 
-#[expect(
-    clippy::redundant_closure,
-    reason = "the function itself is not general enough for any lifetime"
-)]
 fn rows_of(file: &CodeFile) -> Vec<Row> {
     file.module
         .as_ref()
-        .and_then(|module| module.with_elf(|elf| unwind::compile(elf)).ok())
-        .map(|table| table.rows)
+        .and_then(|module| reader::rows(&module.file).ok())
         .unwrap_or_default()
 }

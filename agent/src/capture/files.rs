@@ -9,29 +9,22 @@ use std::{
 
 use agent_ebpf::abi::stack::Row;
 use anyhow::Result;
-use object::{
-    LittleEndian, Object as _,
-    elf::{PF_X, PT_LOAD},
-    read::elf::{ElfFile64, ProgramHeader as _},
-};
+use serde::{Deserialize, Serialize};
 
 use super::{
-    allocators,
     object::Object,
-    probes::{self, FamilyProbes},
+    probes::FamilyProbes,
     tables::{Piece, Tables},
 };
 use crate::{
+    finding::Text,
     host::{
         mapping::Mapping,
-        memory::Memory,
-        module::{Elf, Module, ModuleId},
+        memory::{MAX_PIECE, Memory},
+        module::{Module, ModuleId, sealed},
     },
-    tokio_rt::{
-        current_task::FileRecipes,
-        tls::{self, WhyNot},
-    },
-    unwind,
+    reader::{self, Unread, question::Code},
+    tokio_rt::current_task::FileRecipes,
 };
 
 /// Files kept open at most: a host's programs and their libraries.
@@ -42,7 +35,7 @@ const KEPT_FILES: usize = 512;
 const KEPT_CHUNKS: usize = 32;
 
 /// A part of a file that the loader maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// Offset in the file.
     pub offset: u64,
@@ -71,6 +64,8 @@ pub struct CodeFile {
     pub task_ids: Option<FileRecipes>,
     /// Symbols that could not be looked at, if any.
     pub not_read: Option<&'static str>,
+    /// The file with its debug information, by `.gnu_debuglink`.
+    pub debug_link: Option<String>,
 }
 
 impl CodeFile {
@@ -121,10 +116,41 @@ impl Files {
         if self.known.len() >= MAX_FILES {
             return Err(format!("more than {MAX_FILES} files"));
         }
-        let file = Module::open(pid, mapping)
-            .and_then(|module| self.read(object, module))
-            .map(Arc::new)
-            .map_err(|error| format!("{error:#}"));
+        let file = Module::open(pid, mapping).map_err(|error| format!("{error:#}"));
+        self.remember(object, id, file)
+    }
+
+    /// Reads an opened file, unless it is known, and remembers the outcome
+    /// where asking again would make no sense.
+    fn remember(
+        &mut self,
+        object: &Object,
+        id: ModuleId,
+        module: Result<Module, String>,
+    ) -> Result<Arc<CodeFile>, String> {
+        let file = match module {
+            Ok(module) => {
+                let path = module.path.clone();
+                let told = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+                match reader::code(&module.file) {
+                    Ok(read) => self
+                        .known_by(object, Some(module), read)
+                        .map(Arc::new)
+                        .map_err(|error| told(&format_args!("{error:#}"))),
+                    Err(why) => {
+                        if !matches!(why, Unread::Unfit(_)) {
+                            let name = Text::name(path.as_os_str().as_encoded_bytes());
+                            tracing::warn!("{name} could not be read: {why}");
+                        }
+                        if !why.is_lasting() {
+                            return Err(told(&why));
+                        }
+                        Err(told(&why))
+                    }
+                }
+            }
+            Err(why) => Err(why),
+        };
         self.known.insert(id, file.clone());
         file
     }
@@ -137,24 +163,12 @@ impl Files {
         if let Some(known) = &self.vdso {
             return Ok(Arc::clone(known));
         }
-        let mut image = vec![
-            0u8;
-            (mapping.end - mapping.start).min(crate::host::memory::MAX_PIECE as u64)
-                as usize
-        ];
+        let mut image = vec![0u8; (mapping.end - mapping.start).min(MAX_PIECE as u64) as usize];
         Memory::open(pid)?.read(mapping, mapping.start, &mut image)?;
-        let elf = ElfFile64::<LittleEndian>::parse(&*image)?;
-        let table = unwind::compile(&elf)?;
-        let pieces = self.add_rows(object, &table.rows)?;
-        let file = Arc::new(CodeFile {
-            module: None,
-            segments: segments(elf.elf_program_headers()),
-            pieces,
-            families: Vec::new(),
-            is_go: false,
-            task_ids: None,
-            not_read: None,
-        });
+        let (mut code, rows) = reader::code(&sealed(&image)?)?;
+        // A process's memory is no place for probes.
+        (code.families, code.task_ids) = (Vec::new(), None);
+        let file = Arc::new(self.known_by(object, None, (code, rows))?);
         self.vdso = Some(Arc::clone(&file));
         Ok(file)
     }
@@ -198,63 +212,43 @@ impl Files {
         if let Some(known) = self.known.get(&module.id) {
             return known.clone();
         }
-        let id = module.id;
-        let file = self
-            .read(object, module)
-            .map(Arc::new)
-            .map_err(|error| format!("{error:#}"));
-        self.known.insert(id, file.clone());
-        file
+        self.remember(object, module.id, Ok(module))
     }
 
-    fn read(&mut self, object: &Object, module: Module) -> Result<CodeFile> {
-        let (segments, table, families, is_go, task_ids, not_read) = module.with_elf(|elf| {
-            let discovery = allocators::discover(elf);
-            let not_read = discovery.not_read;
-            let table = unwind::compile(elf).unwrap_or_else(|error| {
-                tracing::debug!(file = %module.path.display(), error = %format_args!("{error:#}"), "no unwind rows");
-                unwind::Table::default()
-            });
-            let is_go = elf.section_by_name(".gopclntab").is_some();
-            let families = probes::families(elf, discovery);
-            let segments = segments(elf.elf_program_headers());
-            Ok((segments, table, families, is_go, task_recipes(elf), not_read))
-        })?;
-        let pieces = self.add_rows(object, &table.rows)?;
-        tracing::debug!(file = %module.path.display(), rows = table.rows.len(), unsupported = table.unsupported, "unwind rows");
+    /// What the reader has told of a file.
+    fn known_by(
+        &mut self,
+        object: &Object,
+        module: Option<Module>,
+        (code, rows): (Box<Code>, Vec<Row>),
+    ) -> Result<CodeFile> {
+        let path = module.as_ref().map(|module| module.path.display());
+        if let Some(why) = &code.no_rows {
+            tracing::debug!(
+                file = path.as_ref().map(tracing::field::display),
+                why,
+                "no unwind rows"
+            );
+        }
+        tracing::debug!(
+            file = path.as_ref().map(tracing::field::display),
+            rows = rows.len(),
+            unsupported = code.unsupported,
+            "unwind rows"
+        );
+        let pieces = self.add_rows(object, &rows)?;
+        let code = *code;
+        let build_id = code.build_id;
+        let module = module.map(|module| Module { build_id, ..module });
         Ok(CodeFile {
-            module: Some(module),
-            segments,
+            module,
+            segments: code.segments,
             pieces,
-            families,
-            is_go,
-            task_ids,
-            not_read,
+            families: code.families,
+            is_go: code.is_go,
+            task_ids: code.task_ids,
+            not_read: code.not_read,
+            debug_link: code.debug_link,
         })
     }
-}
-
-fn segments(headers: &[object::elf::ProgramHeader64<LittleEndian>]) -> Vec<Segment> {
-    headers
-        .iter()
-        .filter(|header| header.p_type(LittleEndian) == PT_LOAD)
-        .map(|header| Segment {
-            offset: header.p_offset(LittleEndian),
-            address: header.p_vaddr(LittleEndian),
-            size: header.p_filesz(LittleEndian),
-            executable: header.p_flags(LittleEndian) & PF_X != 0,
-        })
-        .collect()
-}
-
-/// Tokio's recipes; `None` where there is no Tokio, as in almost every file.
-fn task_recipes(elf: &Elf<'_>) -> Option<FileRecipes> {
-    let as_main = tls::recipe(elf, true);
-    if as_main == Err(WhyNot::NoTokio) {
-        return None;
-    }
-    Some(FileRecipes {
-        as_main,
-        as_library: tls::recipe(elf, false),
-    })
 }

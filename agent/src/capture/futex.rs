@@ -12,11 +12,12 @@ use std::{
 
 use agent_ebpf::abi::futex::{Place, Wait, WaitCounts, WaitTotals};
 use anyhow::{Context as _, Result};
-use aya::{maps::PerCpuArray, programs::raw_trace_point::RawTracePointLinkId};
+use aya::maps::PerCpuArray;
 
 use super::{
     Capture, MAX_STACKS, TargetId, array_of_counts, bpf,
     earlier_waits::{self, Earlier},
+    events::Reason,
 };
 use crate::host::{kernel, thread};
 
@@ -29,8 +30,6 @@ const MAX_OPEN: usize = 256;
 #[derive(Default)]
 pub(super) struct Following {
     pub(super) targets: HashMap<TargetId, Follow>,
-    /// There while any is.
-    event: Option<RawTracePointLinkId>,
 }
 
 /// A target whose waits are followed, or were.
@@ -97,15 +96,12 @@ impl Capture {
             return Ok(());
         }
         let before = self.wait_counts(slot)?;
-        if self.waits.event.is_none() {
-            let event = self
-                .object
-                .attach_to_event("context_switch", "sched_switch")?;
-            self.waits.event = Some(event);
-        }
+        self.events.need(&mut self.object, Reason::Waits(id))?;
         // SAFETY: the map's own types.
-        unsafe { bpf::update(self.object.map("WAITERS")?, &id, &slot) }
-            .context("cannot ask for the waits of a process")?;
+        if let Err(error) = unsafe { bpf::update(self.object.map("WAITERS")?, &id, &slot) } {
+            self.events.release(&mut self.object, Reason::Waits(id));
+            return Err(error).context("cannot ask for the waits of a process");
+        }
         let epoch = self.epoch(id);
         if let Some(follow) = self.waits.targets.get_mut(&id) {
             follow.look_back(id, epoch);
@@ -158,16 +154,9 @@ impl Capture {
     /// Has the kernel look at a process's switches no more, and at nobody's when
     /// it was the last.
     fn follow_no_more(&mut self, id: TargetId) -> Result<()> {
+        self.events.release(&mut self.object, Reason::Waits(id));
         // SAFETY: the map's own types.
         unsafe { bpf::delete(self.object.map("WAITERS")?, &id) }?;
-        let mut others = self.waits.targets.values();
-        if !others.any(|follow| follow.is_followed)
-            && let Some(event) = self.waits.event.take()
-        {
-            self.object
-                .raw_tracepoint("context_switch")?
-                .detach(event)?;
-        }
         Ok(())
     }
 

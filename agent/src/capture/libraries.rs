@@ -18,10 +18,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use object::{ReadCache, elf::DT_NEEDED};
-
 use self::places::{Linker, Paths, Places};
-use crate::elf::{self, Elf};
+use crate::reader::{self, question::Linking};
 
 /// Files named at most.
 pub const MAX_FILES: usize = 512;
@@ -132,7 +130,7 @@ impl<'a> Search<'a> {
             .read_to_end(&mut start)
             .map_err(unreadable)?;
         let Some(line) = start.strip_prefix(b"#!") else {
-            return self.program(path, file);
+            return self.program(path, &file);
         };
         let left = scripts_left
             .checked_sub(1)
@@ -157,19 +155,19 @@ impl<'a> Search<'a> {
     }
 
     /// Follows an executable and all that it needs.
-    fn program(&mut self, path: &Path, file: File) -> Result<(), Problem> {
+    fn program(&mut self, path: &Path, file: &File) -> Result<(), Problem> {
         let identity =
-            identity(&file).map_err(|error| Problem::Unreadable(path.to_owned(), error))?;
+            identity(file).map_err(|error| Problem::Unreadable(path.to_owned(), error))?;
         let foreign = || Problem::Foreign(path.to_owned());
-        if !places::is_x86_64(&file) {
+        if !places::is_x86_64(file) {
             return Err(foreign());
         }
-        let data = ReadCache::new(file);
-        let Ok(program) = Elf::parse(&data) else {
-            return Err(foreign());
-        };
+        let program = reader::linking(file).map_err(|why| {
+            tracing::debug!(file = %path.display(), %why, "its libraries are not known");
+            foreign()
+        })?;
         self.take(path, identity);
-        let Some(interpreter) = elf::interpreter(&program) else {
+        let Some(interpreter) = program.interpreter.as_deref() else {
             return Ok(());
         };
         let interpreter = Path::new(OsStr::from_bytes(interpreter));
@@ -213,8 +211,7 @@ impl<'a> Search<'a> {
                 else {
                     continue;
                 };
-                let data = ReadCache::new(file);
-                let Ok(library) = Elf::parse(&data) else {
+                let Ok(library) = reader::linking(&file) else {
                     continue;
                 };
                 self.take(&path, identity);
@@ -250,15 +247,21 @@ fn identity(file: &File) -> io::Result<(u64, u64)> {
         .map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-fn needs<'data, R: object::read::ReadRef<'data>>(elf: &Elf<'data, R>, paths: &Paths) -> Vec<Need> {
-    let names = elf::dynamic_strings(elf, DT_NEEDED)
-        .into_iter()
-        .take(MAX_NEEDS);
+fn needs(file: &Linking, paths: &Paths) -> Vec<Need> {
+    let names = file.needed.iter().take(MAX_NEEDS);
     names
         .map(|name| Need {
-            name: name.to_vec(),
+            name: name.clone(),
             paths: paths.clone(),
         })
+        .collect()
+}
+
+/// Paths of a library in the dynamic linker's cache; for the reader.
+pub(crate) fn cached(cache: &[u8], name: &[u8]) -> Vec<Vec<u8>> {
+    let paths = cache::paths(cache, name).into_iter();
+    paths
+        .map(|path| path.into_os_string().into_encoded_bytes())
         .collect()
 }
 

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::{Map, MapData, PerCpuArray, PerCpuValues},
-    programs::{Iter, PerfEvent, RawTracePoint, UProbe, raw_trace_point::RawTracePointLinkId},
+    programs::{Iter, PerfEvent, RawTracePoint, UProbe, raw_trace_point::RawTracePointLink},
 };
 
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -46,7 +46,7 @@ pub struct Object {
 }
 
 impl Object {
-    /// Loads maps and process tracepoints.
+    /// Loads the maps; programs are loaded when they are first needed.
     ///
     /// # Errors
     /// When this build has no object, the kernel lacks something, or a
@@ -80,9 +80,6 @@ impl Object {
             programs: HashMap::new(),
         };
         object.seed_sampler()?;
-        for name in ["process_fork", "process_exec", "process_exit"] {
-            object.attach_to_event(name, &format!("sched_{name}"))?;
-        }
         Ok(object)
     }
 
@@ -156,25 +153,43 @@ impl Object {
     }
 
     /// Has a program called at every event of a kind, loaded when it is first
-    /// asked for.
+    /// asked for. Dropping the result ends it.
     ///
     /// # Errors
     /// What the kernel answers.
-    pub fn attach_to_event(&mut self, name: &str, event: &str) -> Result<RawTracePointLinkId> {
-        let program = self.raw_tracepoint(name)?;
+    pub(super) fn attach_to_event(&mut self, name: &str, event: &str) -> Result<RawTracePointLink> {
+        let program: &mut RawTracePoint = self.program(name)?.try_into()?;
         if program.fd().is_err() {
             program
                 .load()
                 .with_context(|| format!("the kernel refuses program {name}"))?;
         }
-        program
+        let link = program
             .attach(event)
-            .with_context(|| format!("cannot attach to the kernel's event {event}"))
+            .with_context(|| format!("cannot attach to the kernel's event {event}"))?;
+        Ok(program.take_link(link)?)
     }
 
-    /// A program for the kernel's events.
-    pub fn raw_tracepoint(&mut self, name: &str) -> Result<&mut RawTracePoint> {
-        Ok(self.program(name)?.try_into()?)
+    /// Removes the records of all threads. To be called while no thread is
+    /// probed and none has an open call that matters.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub(super) fn forget_threads(&self) -> Result<()> {
+        // SAFETY: the key's own type.
+        unsafe { bpf::clear::<u64>(self.map("THREADS")?) }
+            .context("cannot remove the records of threads")?;
+        for name in ["THREAD_PLACES", "OPEN"] {
+            let map = data(self.aya_map(name)?).context("not a map of values")?;
+            let info = map.info()?;
+            let zeros = vec![0u8; info.value_size() as usize];
+            for index in 0..info.max_entries() {
+                // SAFETY: an array, and a value as long as its own are.
+                unsafe { bpf::update(map.fd().as_fd(), &index, zeros.as_slice()) }
+                    .with_context(|| format!("cannot clear {name}"))?;
+            }
+        }
+        Ok(())
     }
 
     /// The registers of every thread of the targets; a thread that runs has
@@ -291,9 +306,17 @@ mod tests {
         let mut object = Object::load(Sizes { live_blocks: 1024 }).unwrap();
         object.thread_registers().unwrap();
         object.perf_event("page_fault").unwrap();
-        object
-            .attach_to_event("context_switch", "sched_switch")
-            .unwrap();
+        for (program, event) in [
+            ("context_switch", "sched_switch"),
+            ("process_fork", "sched_process_fork"),
+            ("process_exec", "sched_process_exec"),
+            ("process_exit", "sched_process_exit"),
+            ("signal_generate", "signal_generate"),
+            ("mark_victim", "mark_victim"),
+        ] {
+            drop(object.attach_to_event(program, event).unwrap());
+        }
+        object.forget_threads().unwrap();
         for name in ["heap_call", "heap_free"] {
             object.uprobe(name, AttachType::Multi).unwrap();
             object.perf_uprobe(name).unwrap();

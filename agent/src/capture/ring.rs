@@ -5,6 +5,8 @@ use agent_ebpf::abi::{
     stack::{MAX_FRAMES, StackEnd},
 };
 
+use super::deaths::Ending;
+
 /// A distinct allocation stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
@@ -30,10 +32,8 @@ pub enum Event {
     Fork(u32),
     /// It runs another program; its new epoch.
     Exec(u32),
-    /// It ended; its wait status.
-    Exit(u32),
-    /// It is no target and begins to run a program.
-    Start,
+    /// It ended.
+    Exit(Ending),
     /// Code at this address lies in no mapping known to the kernel.
     UnknownMapping(u64),
 }
@@ -45,8 +45,7 @@ pub fn decode(record: &[u8]) -> Option<(u32, Event)> {
         Header::STACK => Event::Stack(stack(header.tgid, &plain::<StackRecord>(record)?)),
         Header::FORK => Event::Fork(plain::<ProcessRecord>(record)?.detail),
         Header::EXEC => Event::Exec(plain::<ProcessRecord>(record)?.detail),
-        Header::EXIT => Event::Exit(plain::<ProcessRecord>(record)?.detail),
-        Header::START => Event::Start,
+        Header::EXIT => Event::Exit(Ending::of(&plain(record)?)),
         Header::MAPPING => Event::UnknownMapping(plain::<MappingRecord>(record)?.address),
         _ => return None,
     };

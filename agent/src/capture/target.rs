@@ -1,5 +1,6 @@
 //! One process under capture: what is probed in it, and why something is not.
 
+mod integrity;
 mod probing;
 
 pub use probing::points;
@@ -25,6 +26,7 @@ use super::{
     links::{FilePoints, Links, Method},
     object::Object,
     refusal::{self, Dangers, Refusal},
+    text::Text,
 };
 use crate::{
     host::{
@@ -53,7 +55,7 @@ const START: Duration = Duration::from_secs(1);
 /// New files appear without a sign when nothing they do is sampled.
 const REFRESH_ANYWAY: Duration = Duration::from_secs(10);
 /// Where this process is killed, the kernel takes perf events off one by one,
-/// a grace period of some 80 ms each: 5 s. glibc's probes are 56.
+/// a grace period of some 80 ms each: 5 s. glibc's probes are 52.
 const MAX_PERF_PROBES: usize = 64;
 
 /// An allocator family of a target, as reported.
@@ -109,6 +111,12 @@ pub struct Target {
     pub process: Process,
     /// CLOCK_MONOTONIC when its probes were complete.
     pub attached_ns: u64,
+    /// CLOCK_MONOTONIC when it became a target.
+    pub(super) began_ns: u64,
+    /// Its end is watched.
+    pub(super) watched: bool,
+    /// It has ended.
+    pub(super) ended: bool,
     /// Sampling mean in bytes.
     pub mean: u64,
     /// Its executable mappings.
@@ -127,11 +135,17 @@ pub struct Target {
     /// Detached for good.
     over: bool,
     /// CLOCK_MONOTONIC when probes last came off.
-    unprobed_ns: Option<u64>,
+    pub(super) unprobed_ns: Option<u64>,
     probed: Vec<Probed>,
+    /// What their pages must look like.
+    text: Text,
     /// Inode and build id of the files that were looked at.
     known: HashSet<(u64, Option<String>)>,
     refreshed: Instant,
+    /// How long that took.
+    reading: Duration,
+    /// Its executable memory at the last look.
+    executable_kb: u64,
     /// When it began to run its present program, as far as we have seen.
     started: Instant,
     /// It has run another program since it became a target.
@@ -163,7 +177,10 @@ impl Target {
                 Refusal::Gone(pid)
             }
         };
-        let space = AddressSpace::load(object, files, pid, place.slot).map_err(gone)?;
+        let failed = |error| Refusal::of(pid, error).unwrap_or_else(&gone);
+        let began = Instant::now();
+        let space = AddressSpace::load(object, files, pid, place.slot).map_err(failed)?;
+        let reading = began.elapsed();
         let upcoming: Vec<Arc<CodeFile>> = place
             .upcoming
             .iter()
@@ -172,12 +189,16 @@ impl Target {
         // Now: it waits for a grace period, and the command will not.
         files.flush(object).map_err(gone)?;
         dangers.check(&process, &space, upcoming.iter().map(AsRef::as_ref))?;
+        refusal::check_threads(&process)?;
         let exe = process::exe_path(&process);
         let tasks = current_task::find(pid, &exe, &space);
         let mut target = Self {
             slot: place.slot,
             process,
             attached_ns: 0,
+            began_ns: kernel::monotonic_ns(),
+            watched: false,
+            ended: false,
             mean: place.mean,
             space,
             allocators: Vec::new(),
@@ -190,8 +211,11 @@ impl Target {
             over: false,
             unprobed_ns: None,
             probed: Vec::new(),
+            text: Text::default(),
             known: HashSet::new(),
             refreshed: Instant::now(),
+            reading,
+            executable_kb: 0,
             started: Instant::now(),
             executed: false,
             stale_records: false,
@@ -200,7 +224,7 @@ impl Target {
         };
         target.list_allocators();
         target.publish(object).map_err(gone)?;
-        let attached = target.attach_new_files(object, upcoming);
+        let attached = target.attach_new_files(object, files, upcoming);
         target.attached_ns = kernel::monotonic_ns();
         match attached {
             Ok(()) if target.probed.is_empty() => Err(Refusal::NoAllocator {
@@ -213,7 +237,7 @@ impl Target {
                 target.try_task_ids(object);
                 Ok(())
             }
-            Err(error) => Err(gone(error)),
+            Err(error) => Err(failed(error)),
         }
         .inspect_err(|_| {
             target.detach(object);
@@ -230,28 +254,6 @@ impl Target {
                 .allocators
                 .iter()
                 .all(|allocator| allocator.why_not.is_none() && allocator.uncovered.is_empty())
-    }
-
-    /// Device and inode of the files that are probed.
-    pub fn probed_files(&self) -> Vec<(u64, u64)> {
-        self.probed
-            .iter()
-            .filter_map(|probed| probed.file.module.as_ref())
-            .map(|module| {
-                let (major, minor) = module.id.device;
-                (u64::from(major) << 32 | u64::from(minor), module.id.inode)
-            })
-            .collect()
-    }
-
-    /// Whether probes are on, or were so lately that they may still be what
-    /// ends the process.
-    pub fn is_suspect(&self) -> bool {
-        const LATELY_NS: u64 = 60_000_000_000;
-        self.is_attached()
-            || self
-                .unprobed_ns
-                .is_some_and(|then| kernel::monotonic_ns().saturating_sub(then) < LATELY_NS)
     }
 
     /// Whether probes are on.
@@ -365,7 +367,7 @@ impl Target {
         let pause = if starting {
             REFRESH_AT_START
         } else {
-            REFRESH_EVERY
+            self.pause(REFRESH_EVERY)
         };
         if !empty && self.refreshed.elapsed() < pause {
             return;
@@ -391,19 +393,7 @@ impl Target {
             return;
         }
         self.try_task_ids(object);
-        // A process may set a filter at any time.
-        if let Err(refusal) = dangers.check_seccomp(&self.process) {
-            self.refuse(object, refusal);
-        } else if self.refreshed.elapsed() >= REFRESH_ANYWAY {
-            self.look_again(object, files, dangers);
-        }
-    }
-
-    /// Its probes come off while it runs.
-    fn refuse(&mut self, object: &mut Object, refusal: Refusal) {
-        tracing::warn!("no longer observed: {refusal}");
-        self.detach(object);
-        self.refused = Some(refusal);
+        self.look_for_dangers(object, files, dangers);
     }
 
     /// Looks at the mappings of a command that has just started, before it
@@ -428,10 +418,12 @@ impl Target {
     }
 
     fn look_again(&mut self, object: &mut Object, files: &mut Files, dangers: Dangers<'_>) {
+        let began = Instant::now();
         let again = self
             .space
             .load_anew(object, files, self.process.pid, self.slot);
         self.refreshed = Instant::now();
+        self.reading = began.elapsed();
         let again = again.and_then(|space| {
             match space {
                 Some(space) => {
@@ -459,11 +451,15 @@ impl Target {
                 self.tasks.belief = belief;
                 self.publish_task_ids(object)?;
             }
-            self.attach_new_files(object, Vec::new())
+            self.attach_new_files(object, files, Vec::new())
         });
-        if let Err(error) = again {
+        match again.map_err(|error| Refusal::of(self.process.pid, error)) {
+            Ok(()) => {}
+            Err(Ok(refusal)) => self.refuse(object, refusal),
             // Most often the process has just ended, which is reported apart.
-            tracing::debug!(pid = self.process.pid, error = %format_args!("{error:#}"), "cannot look at the mappings again");
+            Err(Err(error)) => {
+                tracing::debug!(pid = self.process.pid, error = %format_args!("{error:#}"), "cannot look at the mappings again");
+            }
         }
     }
 

@@ -4,8 +4,8 @@
 //!
 //! The child allocates from a second thread (some kernels run multi-point
 //! probes for the main thread only), from a forked child (which must survive
-//! its inherited breakpoints), and at last under strict seccomp, where some
-//! kernels kill whoever returns through a probe.
+//! its inherited breakpoints), and at last under strict seccomp, where a kernel
+//! that serves probes by a system call would kill it.
 
 use std::{
     io::{Read as _, Write as _},
@@ -25,25 +25,17 @@ const CALLS: u64 = 500;
 /// A trial that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a way of attaching can do here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// A process under a seccomp filter survives return probes.
-    pub seccomp_survives: bool,
-}
-
 /// Tries one way of attaching.
 ///
 /// # Errors
 /// Why it does not work here.
-pub fn run(capture: &mut Capture, method: Method) -> Result<Outcome> {
+pub fn run(capture: &mut Capture, method: Method) -> Result<()> {
     let mut child = start()?;
     let outcome = try_on(capture, method, &mut child);
-    let pid = child.id();
-    capture.forget(pid);
     // Its end was awaited; if it hangs, it is ours to end.
     drop(child.kill());
     drop(child.wait());
+    capture.forget(child.id());
     outcome
 }
 
@@ -58,7 +50,7 @@ pub(super) fn start() -> Result<Child> {
         .context("cannot start the trial process")
 }
 
-fn try_on(capture: &mut Capture, method: Method, child: &mut Child) -> Result<Outcome> {
+fn try_on(capture: &mut Capture, method: Method, child: &mut Child) -> Result<()> {
     let (Some(mut input), Some(mut output)) = (child.stdin.take(), child.stdout.take()) else {
         bail!("the trial process has no pipes");
     };
@@ -101,9 +93,8 @@ fn try_on(capture: &mut Capture, method: Method, child: &mut Child) -> Result<Ou
     let began = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(Outcome {
-                seccomp_survives: status.success(),
-            });
+            ensure!(status.success(), "a process under seccomp died of probes");
+            return Ok(());
         }
         ensure!(began.elapsed() < PATIENCE, "the trial process hangs");
         std::thread::sleep(Duration::from_millis(2));

@@ -76,6 +76,13 @@ fn costs(settings: &Settings, found: &mut Vec<Found>) {
         &capture.max_targets,
         targets,
     );
+    let quarantine = (MINUTE, YEAR);
+    range(
+        found,
+        ["capture", "quarantine"],
+        &capture.quarantine,
+        quarantine,
+    );
     let average = (0.01, 50.0);
     range(
         found,

@@ -1,6 +1,6 @@
 //! Everything that can happen to the daemon.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{future::pending, os::fd::OwnedFd, time::Duration};
 
 use anyhow::Result;
 use tokio::{
@@ -30,7 +30,8 @@ pub(super) enum Event {
 
 /// Where events come from.
 pub(super) struct Events {
-    ring: AsyncFd<OwnedFd>,
+    /// None while nothing is loaded into the kernel.
+    ring: Option<AsyncFd<OwnedFd>>,
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -42,10 +43,9 @@ pub(super) struct Events {
 }
 
 impl Events {
-    pub(super) fn new(ring: OwnedFd, sweep: Duration, judge: Duration) -> Result<Self> {
-        Ok(Self {
-            // SAFETY: the descriptor is its own, and nothing else closes it.
-            ring: unsafe { AsyncFd::register(ring) }?,
+    pub(super) fn new(ring: Option<OwnedFd>, sweep: Duration, judge: Duration) -> Result<Self> {
+        let mut events = Self {
+            ring: None,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
@@ -53,7 +53,17 @@ impl Events {
             sweeps: every(sweep),
             judgements: every(judge),
             step: Instant::now(),
-        })
+        };
+        events.listen(ring)?;
+        Ok(events)
+    }
+
+    /// Takes another ring buffer to listen to, or none.
+    pub(super) fn listen(&mut self, ring: Option<OwnedFd>) -> Result<()> {
+        // SAFETY: the descriptor is its own, and nothing else closes it.
+        let register = |ring: OwnedFd| unsafe { AsyncFd::register(ring) };
+        self.ring = ring.map(register).transpose()?;
+        Ok(())
     }
 
     /// Waits for the next event. What ends or protects comes first; what is
@@ -64,8 +74,8 @@ impl Events {
             _ = self.terminate.recv() => Ok(Event::Stop),
             _ = self.interrupt.recv() => Ok(Event::Stop),
             () = sleep_until(self.step) => Ok(Event::Step),
-            ready = self.ring.readable() => {
-                ready?.clear_ready();
+            ready = readable(self.ring.as_ref()) => {
+                ready?;
                 Ok(Event::Records)
             }
             _ = self.hangup.recv() => Ok(Event::Reload),
@@ -73,6 +83,17 @@ impl Events {
             _ = self.sweeps.tick() => Ok(Event::Sweep),
             _ = self.judgements.tick() => Ok(Event::Judge),
         }
+    }
+}
+
+/// Waits until something is in the ring buffer.
+async fn readable(ring: Option<&AsyncFd<OwnedFd>>) -> Result<()> {
+    match ring {
+        Some(ring) => {
+            ring.readable().await?.clear_ready();
+            Ok(())
+        }
+        None => pending().await,
     }
 }
 

@@ -15,11 +15,20 @@ use crate::{
     finding::Process,
     host::{cpu_clock::CpuClock, memory::PAGE, own_tables, population::Meter},
     output::metrics::{self, Format, LeakRate, MAX_LEAKS, Snapshot},
+    reader,
     watch::Sweep,
 };
 
 /// How often the kernel is asked for the size of its tables.
 const ASK_TABLES: Duration = Duration::from_secs(30);
+
+/// What following costs a process, in percent of its time and of its own
+/// processor time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cost {
+    time: Option<f64>,
+    cpu: Option<f64>,
+}
 
 /// The daemon's own state.
 pub(super) struct Health {
@@ -34,8 +43,8 @@ pub(super) struct Health {
     complained: bool,
     suspects: u64,
     skipped: u64,
-    /// Losses and slowdown of each followed process, as last judged.
-    followed: BTreeMap<u32, (BTreeMap<String, u64>, Option<f64>)>,
+    /// Losses and cost of each followed process, as last judged.
+    followed: BTreeMap<u32, (BTreeMap<String, u64>, Cost)>,
     /// Losses of those that are followed no more.
     lost_before: BTreeMap<String, u64>,
 }
@@ -70,7 +79,8 @@ impl Health {
         Ok(())
     }
 
-    /// Whether we take more memory than the settings allow.
+    /// Whether we take more memory than the settings allow, our reader's
+    /// included.
     pub(super) fn is_too_big(&mut self) -> bool {
         if self.tables.1.elapsed() >= ASK_TABLES {
             self.tables = (own_tables::bytes(), Instant::now());
@@ -79,7 +89,9 @@ impl Health {
             .own
             .read()
             .map_or(0, |pages| pages.anonymous.saturating_mul(PAGE));
-        own.saturating_add(self.tables.0) > self.ceiling
+        own.saturating_add(self.tables.0)
+            .saturating_add(reader::memory())
+            > self.ceiling
     }
 
     /// A sweep was made.
@@ -91,10 +103,12 @@ impl Health {
     /// A process was judged.
     pub(super) fn judged(&mut self, process: &Process) {
         let capture = &process.capture;
-        self.followed.insert(
-            process.pid,
-            (capture.lost.clone(), capture.target_slowdown_percent),
-        );
+        let cost = Cost {
+            time: capture.target_slowdown_percent,
+            cpu: capture.target_cpu.probe_percent_overall,
+        };
+        self.followed
+            .insert(process.pid, (capture.lost.clone(), cost));
     }
 
     /// A process is followed no more.
@@ -163,12 +177,16 @@ impl Health {
                 });
             }
         }
-        let slowdowns = self.followed.values().filter_map(|(_, slowdown)| *slowdown);
+        let largest = |of: fn(&Cost) -> Option<f64>| {
+            let percents = self.followed.values().filter_map(|(_, cost)| of(cost));
+            percents.reduce(f64::max).map(|percent| percent / 100.0)
+        };
         Snapshot {
             findings,
             leaks,
             lost,
-            target_slowdown_ratio: slowdowns.reduce(f64::max).map(|percent| percent / 100.0),
+            target_slowdown_ratio: largest(|cost| cost.time),
+            target_probe_cpu_ratio: largest(|cost| cost.cpu),
             agent_cpu_seconds: CpuClock::OURS.read().map_or(0.0, |time| time.as_secs_f64()),
             suspects: self.suspects,
             quarantined,

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::{
     alert::{Alerts, Moment, Notice},
     config::Settings,
-    finding::{Finding, Process, units},
+    finding::{Death, Finding, Process, units},
     host::population::Identity,
     output::journald::{self, Journal},
     watch::Suspect,
@@ -53,6 +53,11 @@ impl Told {
     pub(super) fn ended(&mut self, now: Moment, identity: Identity) {
         let notices = self.alerts.ended(now, identity.pid, identity.start_time);
         self.send(notices);
+    }
+
+    /// A process died under probes.
+    pub(super) fn died(&mut self, death: Death) {
+        self.send(vec![Notice::Death(Box::new(death))]);
     }
 
     /// Time passes.

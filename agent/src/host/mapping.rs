@@ -1,12 +1,14 @@
 //! The mappings of a process, from `/proc/PID/maps`.
 
+pub mod code;
+
 use std::{
     fs::File,
     io::{self, Read as _},
 };
 
-/// Longest list that is read: about 100 000 mappings. The kernel's own limit
-/// is 65 530 by default.
+/// Longest list that is read whole: about 100 000 mappings. The kernel's own
+/// limit is 65 530 by default; [`code`] reads longer ones.
 pub(super) const MAX_BYTES: u64 = 16 << 20;
 
 /// One line of `/proc/PID/maps`.

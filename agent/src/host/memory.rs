@@ -7,6 +7,7 @@
 mod deadline;
 mod guarded;
 mod identity;
+mod own_page;
 mod pages;
 
 use std::{
@@ -20,6 +21,7 @@ use super::mapping::{self, Mapping};
 
 pub use self::{
     deadline::with_deadline,
+    own_page::PageBytes,
     pages::{Absent, Budget, PAGE, Pages},
 };
 

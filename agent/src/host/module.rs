@@ -3,9 +3,8 @@
 
 use std::{
     ffi::OsStr,
-    fmt::Write as _,
     fs::{File, OpenOptions},
-    io,
+    io::{self, Write as _},
     os::{
         fd::AsRawFd as _,
         unix::{
@@ -20,8 +19,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use object::{LittleEndian, Object as _, ReadCache, read::elf::ElfFile64};
+use nix::{
+    fcntl::{FcntlArg, OFlag, OpenHow, ResolveFlag, SealFlag, fcntl, openat2},
+    sys::memfd::{MFdFlags, memfd_create},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,9 +33,6 @@ const MAX_BYTES: u64 = 8 << 30;
 /// A file system that does not answer by then is given up.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// An ELF file that is read piece by piece, as it is needed.
-pub type Elf<'data> = ElfFile64<'data, LittleEndian, &'data ReadCache<&'data File>>;
-
 /// Identity of a mapped file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModuleId {
@@ -44,9 +42,19 @@ pub struct ModuleId {
     pub inode: u64,
 }
 
+impl ModuleId {
+    /// Of the file that a mapping shows.
+    pub const fn of(mapping: &Mapping) -> Self {
+        Self {
+            device: mapping.device,
+            inode: mapping.inode,
+        }
+    }
+}
+
 /// What tells one state of one file from every other: the kernel sets the
 /// time of change whenever a file is written, and nobody else can.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Stamp {
     /// Bytes.
     pub size: u64,
@@ -58,6 +66,31 @@ pub struct Stamp {
     pub changed: (i64, i64),
 }
 
+impl Stamp {
+    /// A file's present one; `None` when it cannot be told.
+    pub fn of(file: &File) -> Option<Self> {
+        let metadata = file.metadata().ok()?;
+        Some(Self {
+            size: metadata.len(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+
+    /// The same as numbers.
+    pub fn words(&self) -> [u64; 5] {
+        let (seconds, nanoseconds) = self.changed;
+        [
+            self.size,
+            self.device,
+            self.inode,
+            seconds as u64,
+            nanoseconds as u64,
+        ]
+    }
+}
+
 /// An opened file of a process.
 #[derive(Debug)]
 pub struct Module {
@@ -65,9 +98,11 @@ pub struct Module {
     pub id: ModuleId,
     /// Path as the target sees it; raw.
     pub path: PathBuf,
-    /// Hexadecimal build id; `None` when the file has none.
+    /// Hexadecimal build id; `None` when the file has none, or was not read
+    /// yet.
     pub build_id: Option<String>,
-    file: File,
+    /// The file itself; only the reader looks into it.
+    pub file: File,
 }
 
 impl Module {
@@ -119,41 +154,25 @@ impl Module {
     }
 
     fn of_file(id: ModuleId, path: PathBuf, file: File) -> Self {
-        let mut module = Self {
+        Self {
             id,
             path,
             build_id: None,
             file,
-        };
-        module.build_id = module
-            .with_elf(|elf| {
-                let id = elf.build_id().ok().flatten();
-                Ok(id.map(hexadecimal))
-            })
-            .unwrap_or_default();
-        module
-    }
-
-    /// Runs `read` on the parsed file.
-    ///
-    /// # Errors
-    /// When it is no 64-bit little-endian ELF file, or `read` fails.
-    pub fn with_elf<T>(&self, read: impl FnOnce(&Elf<'_>) -> Result<T>) -> Result<T> {
-        let cache = ReadCache::new(&self.file);
-        let elf = Elf::parse(&cache)
-            .with_context(|| format!("{} is no 64-bit ELF file", self.path.display()))?;
-        read(&elf)
+        }
     }
 
     /// The file's present state; `None` when it cannot be told.
     pub fn stamp(&self) -> Option<Stamp> {
-        let metadata = self.file.metadata().ok()?;
-        Some(Stamp {
-            size: metadata.len(),
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
+        Stamp::of(&self.file)
+    }
+
+    /// The opened file, for reads at given places.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn opened(&self) -> io::Result<File> {
+        self.file.try_clone()
     }
 
     /// A path to exactly this file, whatever has become of its name; valid in
@@ -161,16 +180,6 @@ impl Module {
     pub fn descriptor_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }
 
 /// Opens a regular file without blocking on devices and pipes.
@@ -216,6 +225,26 @@ fn open_by_path(pid: u32, mapping: &Mapping) -> io::Result<File> {
     Ok(openat2(&root, path, how)?.into())
 }
 
+/// Bytes as a file that nobody can change.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn sealed(bytes: &[u8]) -> io::Result<File> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let mut file = File::from(memfd_create("image", flags)?);
+    file.write_all(bytes)?;
+    fcntl(
+        &file,
+        FcntlArg::F_ADD_SEALS(
+            SealFlag::F_SEAL_SHRINK
+                | SealFlag::F_SEAL_GROW
+                | SealFlag::F_SEAL_WRITE
+                | SealFlag::F_SEAL_SEAL,
+        ),
+    )?;
+    Ok(file)
+}
+
 /// Runs `work` on a thread of its own and leaves it behind when it hangs.
 fn with_deadline<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let (sender, receiver) = mpsc::sync_channel(1);
@@ -238,7 +267,6 @@ fn with_deadline<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
 mod tests {
     use super::*;
     use crate::host::mapping;
-    use object::ObjectSection as _;
 
     #[test]
     fn opens_mapped_files_by_identity() {
@@ -249,11 +277,7 @@ mod tests {
             .find(|m| m.executable && m.is_file())
             .unwrap();
         let module = Module::open(pid, code).unwrap();
-        assert!(
-            module
-                .with_elf(|elf| Ok(elf.sections().any(|s| s.name() == Ok(".text"))))
-                .unwrap()
-        );
+        assert_eq!(Stamp::of(&module.file).unwrap().inode, code.inode);
         assert!(module.descriptor_path().exists());
         let replaced = Mapping {
             inode: code.inode + 1,

@@ -31,10 +31,6 @@ pub struct Process {
     pub exe: PathBuf,
     /// Path of its control group, such as `/system.slice/x.service`.
     pub cgroup: Vec<u8>,
-    /// Seccomp mode: 0 none, 1 strict, 2 filter.
-    pub seccomp: u32,
-    /// Runs with a user shadow stack.
-    pub shadow_stack: bool,
     /// Has no address space of its own to look at.
     pub kernel_thread: bool,
     /// Has ended and waits for its parent.
@@ -75,10 +71,6 @@ impl Process {
             comm,
             exe,
             cgroup,
-            seccomp: first_number(line(&status, b"Seccomp:")).unwrap_or(0),
-            shadow_stack: line(&status, b"x86_Thread_features:")
-                .windows(5)
-                .any(|word| word == b"shstk"),
             // PF_KTHREAD, include/linux/sched.h
             kernel_thread: flags & 0x0020_0000 != 0,
             zombie: matches!(field(3), "Z" | "X"),
@@ -179,16 +171,50 @@ pub fn threads(pid: u32) -> Vec<u32> {
         .unwrap_or_default()
 }
 
-/// Threads whose seccomp mode is looked at.
+/// Threads whose tracer is looked at.
 const MAX_THREADS: usize = 4096;
 
-/// Whether any thread runs under seccomp: a filter holds for the thread that
-/// sets it and for those that it starts.
-pub fn any_thread_is_filtered(pid: u32) -> bool {
-    threads(pid).into_iter().take(MAX_THREADS).any(|thread| {
-        read(pid, &format!("task/{thread}/status"))
-            .is_ok_and(|status| first_number(line(&status, b"Seccomp:")).unwrap_or(0) != 0)
-    })
+/// What may change in a process at any time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// Who traces the main thread by ptrace, as debuggers and strace do.
+    pub tracer: Option<u32>,
+    /// Kilobytes of executable mappings, but for the program's own.
+    pub executable_kb: u64,
+}
+
+/// How a process is now; the default when it is gone.
+pub fn condition(pid: u32) -> Condition {
+    let status = read(pid, "status").unwrap_or_default();
+    Condition {
+        tracer: tracer_in(&status),
+        executable_kb: first_number(line(&status, b"VmLib:")).unwrap_or(0),
+    }
+}
+
+/// Who traces any of its threads.
+pub fn tracer_of_a_thread(pid: u32) -> Option<u32> {
+    threads(pid)
+        .into_iter()
+        .take(MAX_THREADS)
+        .find_map(|thread| tracer_in(&read(pid, &format!("task/{thread}/status")).ok()?))
+}
+
+fn tracer_in(status: &[u8]) -> Option<u32> {
+    first_number(line(status, b"TracerPid:")).filter(|tracer| *tracer != 0)
+}
+
+/// Whether the process has a handler for a signal.
+pub fn catches(pid: u32, signal: i32) -> bool {
+    let Ok(status) = read(pid, "status") else {
+        return false;
+    };
+    let caught = line(&status, b"SigCgt:").trim_ascii();
+    let caught = std::str::from_utf8(caught)
+        .ok()
+        .and_then(|mask| u64::from_str_radix(mask, 16).ok())
+        .unwrap_or(0);
+    caught >> (signal - 1) & 1 != 0
 }
 
 /// Path of the unified hierarchy (`0::`), else of systemd's own, else of the
@@ -289,6 +315,18 @@ mod tests {
             ..me
         };
         assert!(!other.is_running());
+    }
+
+    #[test]
+    fn knows_who_traces_and_what_is_caught() {
+        let me = std::process::id();
+        let now = condition(me);
+        assert_eq!(now.tracer, tracer_of_a_thread(me));
+        assert!(now.executable_kb > 0);
+        assert_eq!(tracer_in(b"TracerPid:\t0\nUid:\t0\n"), None);
+        assert_eq!(tracer_in(b"Name:\tx\nTracerPid:\t34\n"), Some(34));
+        // Rust's runtime looks for an overflow of the stack.
+        assert!(catches(me, libc::SIGSEGV) && !catches(me, libc::SIGCONT));
     }
 
     #[test]

@@ -1,40 +1,137 @@
-//! Programs that died by a signal while they were probed: they are not probed
-//! again until someone has looked at it.
+//! Builds that died of a fault while they were probed, or shortly after: for
+//! the user whose process it was, the same file is not probed again for a
+//! while, or until someone who has looked at it takes it off the list.
 //!
-//! Kept as a JSON list, known by build id, so that a mended build is tried
-//! anew.
+//! An entry holds for one user and one file, so that nobody can have a program
+//! refused to others. The list is a file that several writers share.
+
+mod file;
 
 use std::{
-    env, fs, io,
+    env,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// Most programs in the list; the oldest leave.
-const MAX_ENTRIES: usize = 256;
-/// A longer file is not ours.
-const MAX_BYTES: u64 = 1 << 20;
+use super::module::Module;
+use file::State;
 
-/// One program.
+/// How long an entry holds, unless the settings say otherwise.
+pub const PERIOD: Duration = Duration::from_hours(7 * 24);
+/// Most entries; whoever has most of them loses his oldest.
+const MAX_ENTRIES: usize = 256;
+
+/// A file as entries know it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// Build id of the executable, hexadecimal.
-    pub build_id: String,
-    /// Its path, escaped.
-    pub exe: String,
-    /// The signal that ended it.
-    pub signal: i32,
-    /// When, RFC 3339.
-    pub when: String,
+pub struct Build {
+    /// Build id, hexadecimal, where it has one.
+    pub build_id: Option<String>,
+    /// Device number, as `stat` tells it.
+    pub device: u64,
+    /// Inode.
+    pub inode: u64,
+    /// When the file was last changed, in seconds and nanoseconds since the
+    /// epoch; the kernel sets it.
+    pub changed: (i64, i64),
 }
 
-/// The list, as it is on disk.
-#[derive(Clone, Debug)]
+impl Build {
+    /// What tells a file from others; `None` when its state cannot be read.
+    pub fn of(module: &Module) -> Option<Self> {
+        let stamp = module.stamp()?;
+        Some(Self {
+            build_id: module.build_id.clone(),
+            device: stamp.device,
+            inode: stamp.inode,
+            changed: stamp.changed,
+        })
+    }
+
+    /// Whether it is the same file with the same contents. With a build id,
+    /// device and time do not count: a container's root gets another device
+    /// at each start, and a disk another one at a boot.
+    fn is(&self, other: &Self) -> bool {
+        let same_contents = match (&self.build_id, &other.build_id) {
+            (Some(id), Some(other)) => id == other,
+            (None, None) => self.device == other.device && self.changed == other.changed,
+            _ => false,
+        };
+        same_contents && self.inode == other.inode
+    }
+}
+
+/// One death.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The executable.
+    #[serde(flatten)]
+    pub build: Build,
+    /// Its path, escaped.
+    pub exe: String,
+    /// The user that ran it.
+    pub uid: u32,
+    /// The signal that ended it.
+    pub signal: i32,
+    /// When.
+    #[serde(with = "file::time")]
+    pub when: Timestamp,
+    /// The entry holds until then.
+    #[serde(with = "file::time")]
+    pub until: Timestamp,
+}
+
+impl Entry {
+    fn is_of(&self, build: &Build, uid: u32) -> bool {
+        self.uid == uid && self.build.is(build)
+    }
+
+    /// What names it in `lingerscope quarantine clear`.
+    pub fn name(&self) -> &str {
+        self.build.build_id.as_deref().unwrap_or(&self.exe)
+    }
+
+    /// The command that takes it off the list.
+    pub fn mend(&self) -> String {
+        let name = self.name();
+        // Quotes are escaped in it.
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+        let quote = if name.chars().all(plain) { "" } else { "'" };
+        format!("lingerscope quarantine clear {quote}{name}{quote}")
+    }
+}
+
+/// Which entries are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// All of them.
+    All,
+    /// Those with this build id, or this path.
+    Named(&'a str),
+}
+
+impl Which<'_> {
+    fn means(self, entry: &Entry) -> bool {
+        match self {
+            Self::All => true,
+            Self::Named(name) => entry.exe == name || entry.build.build_id.as_deref() == Some(name),
+        }
+    }
+}
+
+/// The list.
+#[derive(Debug)]
 pub struct Quarantine {
-    file: PathBuf,
+    path: PathBuf,
+    period: Duration,
     entries: Vec<Entry>,
+    /// The file when it was read.
+    state: Option<State>,
+    /// Entries that could not be written; they hold for this run.
+    unsaved: Vec<Entry>,
 }
 
 impl Quarantine {
@@ -46,128 +143,116 @@ impl Quarantine {
             .join("quarantine.json")
     }
 
-    /// Reads the list; an absent one is empty.
-    ///
-    /// # Errors
-    /// When it exists and cannot be read: then nothing can be said about
-    /// what must not be probed.
-    pub fn open(file: &Path) -> Result<Self> {
-        let entries = match fs::metadata(file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            found => {
-                let mend = || {
-                    format!(
-                        "{} cannot be read: mend it, or delete it to probe every program again",
-                        file.display()
-                    )
-                };
-                anyhow::ensure!(found.with_context(mend)?.len() <= MAX_BYTES, mend());
-                serde_json::from_slice(&fs::read(file).with_context(mend)?).with_context(mend)?
-            }
+    /// Reads the list; an absent one is empty. One that cannot be understood
+    /// is set aside with a warning.
+    pub fn open(path: &Path) -> Self {
+        let mut list = Self {
+            path: path.to_owned(),
+            period: PERIOD,
+            entries: Vec::new(),
+            state: None,
+            unsaved: Vec::new(),
         };
-        Ok(Self {
-            file: file.to_owned(),
-            entries,
-        })
+        list.read();
+        list
     }
 
-    /// Builds in the list.
-    pub fn len(&self) -> usize {
-        self.entries.len()
+    /// How long entries hold that are made from now on.
+    pub fn set_period(&mut self, period: Duration) {
+        self.period = period;
     }
 
-    /// Whether no build is in the list.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+    /// Reads the list again if somebody has changed it.
+    pub fn refresh(&mut self) {
+        if State::of(&self.path) != self.state {
+            self.read();
+        }
     }
 
-    /// The entry of a build, if it is in the list.
-    pub fn find(&self, build_id: &str) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.build_id == build_id)
+    fn read(&mut self) {
+        self.entries = file::load(&self.path);
+        self.state = State::of(&self.path);
     }
 
-    /// The file of the list.
-    pub fn file(&self) -> &Path {
-        &self.file
+    /// The entries that hold now.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        let now = Timestamp::now();
+        let all = self.entries.iter().chain(&self.unsaved);
+        all.filter(move |entry| now < entry.until)
     }
 
-    /// Adds a program, once; whether it is new.
+    /// The entry of a file that a user runs, if there is one.
+    pub fn find(&self, build: &Build, uid: u32) -> Option<&Entry> {
+        self.entries().find(|entry| entry.is_of(build, uid))
+    }
+
+    /// Adds a death, in place of an earlier one of the same file and user.
     ///
     /// # Errors
     /// When the list cannot be written; the entry then holds for this run.
-    pub fn add(&mut self, entry: Entry) -> Result<bool> {
-        if self.find(&entry.build_id).is_some() {
-            return Ok(false);
-        }
-        self.entries.push(entry);
-        let surplus = self.entries.len().saturating_sub(MAX_ENTRIES);
-        self.entries.drain(..surplus);
-        let write = || -> io::Result<()> {
-            if let Some(folder) = self.file.parent() {
-                fs::create_dir_all(folder)?;
-            }
-            // Replaced as a whole: a crash leaves the old list.
-            let draft = self.file.with_extension("new");
-            fs::write(&draft, serde_json::to_vec_pretty(&self.entries)?)?;
-            fs::rename(draft, &self.file)
+    pub fn add(&mut self, build: Build, exe: String, uid: u32, signal: i32) -> Result<Entry> {
+        let when = Timestamp::now();
+        let entry = Entry {
+            build,
+            exe,
+            uid,
+            signal,
+            when,
+            until: when.saturating_add(self.period).unwrap_or(Timestamp::MAX),
         };
-        write().with_context(|| format!("cannot write {}", self.file.display()))?;
-        Ok(true)
+        let added = file::change(&self.path, |entries| {
+            entries.retain(|old| when < old.until && !old.is_of(&entry.build, uid));
+            entries.push(entry.clone());
+            while entries.len() > MAX_ENTRIES {
+                remove_one(entries);
+            }
+        });
+        match added {
+            Ok(()) => {
+                self.read();
+                Ok(entry)
+            }
+            Err(error) => {
+                if self.unsaved.len() < MAX_ENTRIES {
+                    self.unsaved.push(entry);
+                }
+                Err(error).with_context(|| format!("cannot write {}", self.path.display()))
+            }
+        }
+    }
+
+    /// Takes entries off the list, and returns them.
+    ///
+    /// # Errors
+    /// When the list cannot be written.
+    pub fn clear(&mut self, which: Which<'_>) -> Result<Vec<Entry>> {
+        let mut cleared = Vec::new();
+        // Nothing is written, or made, where nothing is meant.
+        if self.entries.iter().any(|entry| which.means(entry)) {
+            file::change(&self.path, |entries| {
+                cleared.extend(entries.extract_if(.., |entry| which.means(entry)));
+            })
+            .with_context(|| format!("cannot write {}", self.path.display()))?;
+            self.read();
+        }
+        let now = Timestamp::now();
+        cleared.retain(|entry| now < entry.until);
+        Ok(cleared)
     }
 }
 
-/// Whether a wait status tells of a death that probes could have caused:
-/// an illegal instruction, a trap, a bus error, a wrong address, a refused
-/// system call.
-pub fn suspicious_signal(status: u32) -> Option<i32> {
-    let signal = (status & 0x7f) as i32;
-    [
-        libc::SIGILL,
-        libc::SIGTRAP,
-        libc::SIGBUS,
-        libc::SIGSEGV,
-        libc::SIGSYS,
-    ]
-    .contains(&signal)
-    .then_some(signal)
+/// Removes the oldest entry of the user who has most: nobody can push out
+/// what is remembered of others.
+fn remove_one(entries: &mut Vec<Entry>) {
+    let of = |uid: u32| entries.iter().filter(|entry| entry.uid == uid).count();
+    let most = entries
+        .iter()
+        .map(|entry| entry.uid)
+        .max_by_key(|uid| of(*uid));
+    if let Some(at) = entries.iter().position(|entry| Some(entry.uid) == most) {
+        entries.remove(at);
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(number: usize) -> Entry {
-        Entry {
-            build_id: format!("{number:x}"),
-            exe: "/bin/x".into(),
-            signal: 11,
-            when: "2026-01-01T00:00:00Z".into(),
-        }
-    }
-
-    #[test]
-    fn outlives_the_run_and_stays_bounded() {
-        let folder = env::temp_dir().join(format!("lingerscope-quarantine-{}", std::process::id()));
-        let file = folder.join("quarantine.json");
-        let mut list = Quarantine::open(&file).unwrap();
-        for number in 0..MAX_ENTRIES + 5 {
-            assert!(list.add(entry(number)).unwrap());
-        }
-        assert!(!list.add(entry(7)).unwrap());
-        let again = Quarantine::open(&file).unwrap();
-        assert_eq!(again.entries.len(), MAX_ENTRIES);
-        assert!(again.find("0").is_none() && again.find("7").is_some());
-        fs::write(&file, b"not a list").unwrap();
-        assert!(format!("{:#}", Quarantine::open(&file).unwrap_err()).contains("delete it"));
-        fs::remove_dir_all(folder).unwrap();
-    }
-
-    #[test]
-    fn ordinary_ends_are_not_suspicious() {
-        assert_eq!(suspicious_signal(11), Some(11));
-        assert_eq!(suspicious_signal(0x80 | 4), Some(4));
-        for status in [0, 1 << 8, 15, 9, 2] {
-            assert_eq!(suspicious_signal(status), None);
-        }
-    }
-}
+mod tests;

@@ -10,9 +10,10 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
+    alert::Notice,
     analysis::Settings,
     cli::{EXIT_FOUND, EXIT_INCONCLUSIVE, EXIT_NOTHING, InspectArgs},
-    finding::{Document, Process, SCHEMA, Skipped, Text},
+    finding::{Death, Document, Process, SCHEMA, Skipped, Text},
     host::{cpu_clock::CpuClock, kernel},
     investigation::{Account, Investigation},
     output::{journald, json, text},
@@ -81,15 +82,30 @@ impl Run {
 }
 
 /// Prints the document as the arguments ask.
+///
+/// # Errors
+/// The first of what went wrong; the other outputs are written all the same,
+/// standard output last: its terminal may be gone.
 pub(super) fn print(document: &Document, args: &InspectArgs) -> Result<()> {
-    if let Some(path) = &args.json_file {
-        let file =
-            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-        let mut out = BufWriter::new(file);
-        json::write(document, &mut out)
-            .and_then(|()| out.flush())
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    let saved = args
+        .json_file
+        .as_ref()
+        .map_or(Ok(()), |path| save(document, path));
+    let sent = if args.journal { send(document) } else { Ok(()) };
+    let printed = show(document, args);
+    saved.and(sent).and(printed)
+}
+
+fn save(document: &Document, path: &Path) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let mut out = BufWriter::new(File::create(path)?);
+        json::write(document, &mut out)?;
+        out.flush()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn show(document: &Document, args: &InspectArgs) -> Result<()> {
     let stdout = io::stdout();
     let style = text::Style {
         colour: stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none(),
@@ -102,11 +118,13 @@ pub(super) fn print(document: &Document, args: &InspectArgs) -> Result<()> {
     };
     printed
         .and_then(|()| out.flush())
-        .context("cannot write to standard output")?;
-    if args.journal {
-        send(document)?;
-    }
-    Ok(())
+        .context("cannot write to standard output")
+}
+
+/// Sends a death at once.
+pub(super) fn send_death(death: Death) -> Result<()> {
+    let journal = journald::Journal::connect(Path::new(JOURNAL))?;
+    Ok(journal.tell(&Notice::Death(Box::new(death)))?)
 }
 
 fn send(document: &Document) -> Result<()> {

@@ -14,13 +14,13 @@ use agent_ebpf::{
 };
 
 use super::{
-    Sampling, fineness::Load, residence::Growth, survey::Survey, task_life::TaskLife,
+    OwnCpu, Sampling, fineness::Load, residence::Growth, survey::Survey, task_life::TaskLife,
     waits::Following,
 };
 use crate::{
     analysis::tasks,
     capture::{Reading, TargetId},
-    finding::Command,
+    finding::{Command, Ended, TargetCpu},
     host::process::{self, Process},
     ledger::{Calls, Ledger, LiveBlock, Observation, SiteTotals, StackId, tasks::TaskId},
 };
@@ -61,8 +61,12 @@ pub struct Account {
     pub(super) sampling: Sampling,
     /// Coarsest sampling mean used.
     pub(super) coarsest: u64,
+    /// CLOCK_MONOTONIC when it was first followed.
+    pub(super) began_ns: u64,
     /// It has ended.
     pub ended: bool,
+    /// How.
+    pub(super) ended_as: Option<Ended>,
     /// Children that were forked and not followed.
     pub(super) unfollowed: u64,
     /// Every call of an allocator is counted.
@@ -85,17 +89,22 @@ pub struct Account {
     pub(super) waits: Following,
     /// The lives of its tasks.
     pub(super) tasks: TaskLife,
+    /// What it uses of processors; that of its survey, if it has one.
+    own_cpu: OwnCpu,
     /// Set when the governor decides about its probes.
     pub(super) survey: Option<Box<Survey>>,
-    /// It never gets a breakpoint.
-    pub(super) unprobed: bool,
     looked: (Instant, TargetCounts),
     load: Load,
 }
 
 impl Account {
     /// Begins an account.
-    pub(super) fn new(process: Process, attached_ns: u64, sampling: Sampling) -> Self {
+    pub(super) fn new(
+        process: Process,
+        attached_ns: u64,
+        sampling: Sampling,
+        own_cpu: OwnCpu,
+    ) -> Self {
         Self {
             id: process.pid,
             process,
@@ -105,7 +114,9 @@ impl Account {
             counts: TargetCounts::default(),
             sampling,
             coarsest: sampling.first_mean(),
+            began_ns: attached_ns,
             ended: false,
+            ended_as: None,
             unfollowed: 0,
             every_call: false,
             left_out: 0,
@@ -117,8 +128,8 @@ impl Account {
             growth: Growth::default(),
             waits: Following::default(),
             tasks: TaskLife::default(),
+            own_cpu,
             survey: None,
-            unprobed: false,
             looked: (Instant::now(), TargetCounts::default()),
             load: Load::default(),
         }
@@ -130,6 +141,7 @@ impl Account {
         self.growth = Growth::default();
         self.waits.restart();
         self.tasks = TaskLife::default();
+        self.own_cpu().restart();
         if let Some(survey) = &mut self.survey {
             survey.restart();
         }
@@ -260,17 +272,15 @@ impl Account {
 
     /// Whether every allocation is followed now.
     pub(super) fn is_followed(&self) -> bool {
-        !self.unprobed && self.surveyed().is_none()
+        self.surveyed().is_none()
     }
 
     /// Whether enough blocks were seen to tell memory of its allocators from
     /// other memory.
     pub(super) fn knows_its_allocators(&self) -> bool {
         const WINDOWS: u32 = 3;
-        !self.unprobed
-            && self
-                .surveyed()
-                .is_none_or(|survey| survey.windows >= WINDOWS)
+        self.surveyed()
+            .is_none_or(|survey| survey.windows >= WINDOWS)
     }
 
     /// Losses that are not zero, by cause.
@@ -311,15 +321,32 @@ impl Account {
         })
     }
 
-    /// Share of the run that the target spent in probes, in percent of one
-    /// core: an estimate from measured costs of one trap (0.7 µs) and one
-    /// record (5 µs, 50 frames).
-    pub(super) fn slowdown_percent(&self) -> Option<f64> {
-        let seconds = self.observed.as_secs_f64();
-        if seconds <= 0.0 {
-            return None;
+    /// What it uses of processors.
+    pub(super) fn own_cpu(&mut self) -> &mut OwnCpu {
+        match &mut self.survey {
+            Some(survey) => &mut survey.own_cpu,
+            None => &mut self.own_cpu,
         }
-        let traps = self.counts.allocations + self.counts.frees + self.counts.sampled;
-        Some((traps as f64 * 0.7e-6 + self.counts.sampled as f64 * 5e-6) / seconds * 100.0)
+    }
+
+    /// As it is told, `trapped` being the seconds that it has spent in traps.
+    pub(super) fn target_cpu(&self, trapped: Option<f64>) -> TargetCpu {
+        let survey = self.survey.as_ref();
+        let own_cpu = survey.map_or(&self.own_cpu, |survey| &survey.own_cpu);
+        own_cpu.told(trapped)
+    }
+
+    /// Seconds that the target spent in probes: an estimate from measured costs
+    /// of a trap (0.7 µs), one that is single-stepped (ten times that), and a
+    /// record (5 µs, 50 frames).
+    pub(super) fn trapped_s(&self) -> f64 {
+        const TRAP: f64 = 0.7e-6;
+        const STEPPED: f64 = 7e-6;
+        const RECORD: f64 = 5e-6;
+        let counts = &self.counts;
+        let traps = counts.allocations + counts.frees + counts.sampled;
+        traps as f64 * TRAP
+            + counts.stepped as f64 * (STEPPED - TRAP)
+            + counts.sampled as f64 * RECORD
     }
 }

@@ -3,16 +3,16 @@
 use std::{
     collections::{BTreeMap, HashSet},
     path::Path,
-    time::Duration,
 };
 
-use super::account::Account;
+use super::{account::Account, governed::Cost};
 use crate::{
     analysis::{self, Context, Identity, MemoryLimit, Outcome, Settings, waits},
-    capture::{Capture, address_space::AddressSpace, ring},
+    capture::{Capture, address_space::AddressSpace, ring, target::Target},
     finding::{self, Allocator, Finding, Frame, Process, Role, Task, TaskCounts, Text, Tokio},
     host::{self, process},
     ledger::StackId,
+    reader,
     symbols::Symbols,
     tokio_rt::{
         boundary::{self, Polled},
@@ -26,7 +26,7 @@ use agent_ebpf::abi::{heap::TaskIdRecipe, stack::StackEnd};
 pub(super) fn describe(
     capture: &Capture,
     account: &Account,
-    slowdown_percent: Option<f64>,
+    cost: Cost,
     settings: &Settings,
     symbols: &mut Symbols,
 ) -> Process {
@@ -52,11 +52,8 @@ pub(super) fn describe(
         || account.ledger.stacks(),
         |survey| survey.survivors.stacks(),
     );
-    let stacks: BTreeMap<StackId, analysis::Stack> = of_blocks
-        .into_iter()
-        .chain(of_faults)
-        .filter_map(|id| Some((id, resolve(capture.stack(id.0)?, space, symbols))))
-        .collect();
+    let ids = of_blocks.into_iter().chain(of_faults);
+    let stacks = resolved(ids, capture, space, symbols);
     let ledger = &account.ledger;
     let mut outcome = surveyed.map_or_else(
         || analysis::findings(ledger, &residence, &stacks, &identity, &context, settings),
@@ -80,32 +77,23 @@ pub(super) fn describe(
     );
     let (mut findings, not_leaks) = (outcome.findings, outcome.not_leaks);
     let waits = account.waits.waits().map(|waits| {
-        let names = |id: StackId| Some((id, resolve(capture.stack(id.0)?, space, symbols)));
-        let places = waits::places(&waits, &waits.stacks().filter_map(names).collect());
+        let stacks = resolved(waits.stacks(), capture, space, symbols);
+        let places = waits::places(&waits, &stacks);
         waits::blame(&mut findings, &places, account.observed, &identity);
         waits::describe(&waits, &places)
     });
     let (detection_limit_bytes_per_s, why_not) =
-        match blind(account).map_or(outcome.detection_limit, Err) {
+        match blind(capture, account).map_or(outcome.detection_limit, Err) {
             Ok(limit) => (Some(limit), None),
             Err(why) => (None, Some(Text::sentence(why))),
         };
     Process {
-        pid: who.pid,
-        ns_pid: (who.ns_pid != who.pid).then_some(who.ns_pid),
-        start_time: who.start_time,
-        uid: Some(who.uid),
-        comm: Text::name(&who.comm),
-        build_id: space.build_id(&exe).map(str::to_owned),
-        exe: (!exe.as_os_str().is_empty()).then(|| Text::name(exe.as_os_str().as_encoded_bytes())),
-        cgroup: (!who.cgroup.is_empty()).then(|| Text::name(&who.cgroup)),
-        unit: who.unit().map(Text::name),
-        container_id: who.container_id().map(Text::name),
         command: account.command.clone(),
+        ended: account.ended_as.clone(),
         allocators: target
             .map(|target| target.allocators.iter().map(allocator).collect())
             .unwrap_or_default(),
-        capture: measured(capture, account, slowdown_percent),
+        capture: measured(capture, account, cost, symbols),
         detection_limit_bytes_per_s,
         why_not,
         rss: outcome.rss,
@@ -126,6 +114,25 @@ pub(super) fn describe(
         findings,
         not_leaks,
         sites: outcome.sites,
+        ..self::who(who, space.build_id(&exe).map(str::to_owned))
+    }
+}
+
+/// Who a process is, without what it did.
+pub(super) fn who(who: &host::process::Process, build_id: Option<String>) -> Process {
+    let exe = process::exe_path(who);
+    Process {
+        pid: who.pid,
+        ns_pid: (who.ns_pid != who.pid).then_some(who.ns_pid),
+        start_time: who.start_time,
+        uid: Some(who.uid),
+        comm: Text::name(&who.comm),
+        build_id,
+        exe: (!exe.as_os_str().is_empty()).then(|| Text::name(exe.as_os_str().as_encoded_bytes())),
+        cgroup: (!who.cgroup.is_empty()).then(|| Text::name(&who.cgroup)),
+        unit: who.unit().map(Text::name),
+        container_id: who.container_id().map(Text::name),
+        ..Process::default()
     }
 }
 
@@ -189,11 +196,11 @@ fn tell_tasks(
 fn measured(
     capture: &Capture,
     account: &Account,
-    slowdown_percent: Option<f64>,
+    cost: Cost,
+    symbols: &Symbols,
 ) -> finding::Capture {
     let (mode, windows, open, mean) = match account.surveyed() {
         Some(survey) => ("survey", survey.windows, survey.open_time, survey.coarsest),
-        None if account.unprobed => ("watch", 0, Duration::ZERO, 0),
         None => ("trace", 1, account.observed, account.coarsest),
     };
     finding::Capture {
@@ -203,8 +210,9 @@ fn measured(
         sampling_mean_bytes: mean,
         allocations: account.counts.allocations,
         sampled: account.counts.sampled,
-        lost: lost(capture, account),
-        target_slowdown_percent: slowdown_percent.or_else(|| account.slowdown_percent()),
+        lost: lost(capture, account, symbols),
+        target_slowdown_percent: cost.slowdown_percent,
+        target_cpu: cost.cpu,
         agent_cpu_percent: None,
         decisions: account
             .survey
@@ -216,14 +224,32 @@ fn measured(
 }
 
 /// Why nothing can be said about leaks that were not seen.
-fn blind(account: &Account) -> Option<String> {
-    if account.unprobed {
-        return Some("no probe was set: the mode is watch".to_owned());
+fn blind(capture: &Capture, account: &Account) -> Option<String> {
+    let refused = |target: &Target| target.refused.as_ref().map(ToString::to_string);
+    if let Some(why) = capture.target(account.id).and_then(refused) {
+        return Some(why);
     }
     match account.surveyed() {
         Some(survey) => survey.refused.clone(),
         None => account.blind(),
     }
+}
+
+/// Stacks with their functions, which the reader is asked for file by file.
+fn resolved(
+    ids: impl Iterator<Item = StackId>,
+    capture: &Capture,
+    space: &AddressSpace,
+    symbols: &mut Symbols,
+) -> BTreeMap<StackId, analysis::Stack> {
+    let known = ids.filter_map(|id| Some((id, capture.stack(id.0)?)));
+    let stacks: BTreeMap<StackId, &ring::Stack> = known.collect();
+    let addresses = stacks.values().flat_map(|stack| &stack.frames).copied();
+    symbols.learn(space, addresses);
+    stacks
+        .into_iter()
+        .map(|(id, stack)| (id, resolve(stack, space, symbols)))
+        .collect()
 }
 
 fn resolve(stack: &ring::Stack, space: &AddressSpace, symbols: &mut Symbols) -> analysis::Stack {
@@ -367,10 +393,11 @@ fn allocator(allocator: &crate::capture::target::Allocator) -> Allocator {
 }
 
 /// Losses of one process, with those of this program that concern them all.
-fn lost(capture: &Capture, account: &Account) -> BTreeMap<String, u64> {
-    let ours = capture
-        .lost()
-        .iter()
-        .map(|(cause, count)| ((*cause).to_owned(), *count));
+fn lost(capture: &Capture, account: &Account, symbols: &Symbols) -> BTreeMap<String, u64> {
+    let counted = capture.lost().iter().map(|(cause, count)| (*cause, *count));
+    let ours = counted
+        .chain(reader::lost())
+        .chain(symbols.lost())
+        .map(|(cause, count)| (cause.to_owned(), count));
     account.lost().into_iter().chain(ours).collect()
 }

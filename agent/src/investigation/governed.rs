@@ -3,9 +3,6 @@
 
 use std::time::Duration;
 
-use agent_ebpf::abi::heap::TargetCounts;
-use anyhow::{Context as _, Result};
-
 use super::{Account, Investigation, Sampling, survey, survey::Step, survey::Survey};
 use crate::{
     capture::{
@@ -14,12 +11,22 @@ use crate::{
         refusal::Refusal,
         target::Target,
     },
-    finding::Text,
+    finding::{TargetCpu, Text},
     host::{cpu_clock::CpuClock, kernel, process::Process},
 };
+use agent_ebpf::abi::heap::TargetCounts;
 
 /// When nothing is due, the next look.
 const IDLE: Duration = Duration::from_secs(1);
+
+/// What observing has cost a process.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cost {
+    /// What its threads have spent in traps, of the time of one, in percent.
+    pub(super) slowdown_percent: Option<f64>,
+    /// Its own processor time.
+    pub(super) cpu: TargetCpu,
+}
 
 impl Investigation {
     /// Measures what probing costs here, and limits it from now on. To be
@@ -43,14 +50,20 @@ impl Investigation {
     /// Why it cannot be followed.
     pub fn survey(&mut self, process: &Process, wish: Wish) -> Result<(), Refusal> {
         let pid = process.pid;
-        self.prepare(process.clone())?;
+        let own_cpu = self.own_cpu(pid);
+        self.capture.prepare(process.clone())?;
+        self.begin(process.clone(), Sampling::ByRate, own_cpu.clone());
         let other = |why: String| Refusal::Other(why);
+        if let Err(error) = self.capture.watch_for_end(pid) {
+            self.release(pid);
+            return Err(other(format!("{error:#}")));
+        }
         let files = self
             .capture
             .target(pid)
             .map(Target::probed_files)
             .unwrap_or_default();
-        let survey = Survey::new(process);
+        let survey = Survey::new(process, own_cpu);
         let profile = Profile {
             wish,
             cgroup: Text::name(&process.cgroup).as_str().to_owned(),
@@ -69,25 +82,6 @@ impl Investigation {
         if let Some(account) = self.accounts.get_mut(&pid) {
             account.survey = Some(Box::new(survey));
         }
-        Ok(())
-    }
-
-    /// Starts to look at a process without ever setting a breakpoint.
-    ///
-    /// # Errors
-    /// Why it cannot be looked at.
-    pub fn observe(&mut self, process: Process) -> Result<(), Refusal> {
-        let pid = process.pid;
-        self.prepare(process)?;
-        if let Some(account) = self.accounts.get_mut(&pid) {
-            account.unprobed = true;
-        }
-        Ok(())
-    }
-
-    fn prepare(&mut self, process: Process) -> Result<(), Refusal> {
-        self.capture.prepare(process.clone())?;
-        self.begin(process, Sampling::ByRate);
         Ok(())
     }
 
@@ -177,18 +171,21 @@ impl Investigation {
         sentences
     }
 
-    /// Average slowdown of a process under the governor, in percent: what its
-    /// threads have spent in traps, of the time of one.
-    pub(super) fn governed_slowdown(&self, id: TargetId) -> Option<f64> {
-        let standing = self.governor.as_ref()?.standing(id)?;
-        let elapsed = self
-            .accounts
-            .get(&id)?
-            .survey
-            .as_ref()?
-            .elapsed(survey::now());
-        (elapsed > Duration::ZERO)
-            .then(|| standing.trapped.as_secs_f64() / elapsed.as_secs_f64() * 100.0)
+    /// What observing has cost a process: under the governor by the costs that
+    /// were measured here, else by usual ones.
+    pub(super) fn cost(&self, account: &Account) -> Cost {
+        let governed = || {
+            let standing = self.governor.as_ref()?.standing(account.id)?;
+            let elapsed = account.survey.as_ref()?.elapsed(survey::now());
+            Some((standing.trapped.as_secs_f64(), elapsed))
+        };
+        let (trapped, elapsed) =
+            governed().unwrap_or_else(|| (account.trapped_s(), account.observed));
+        Cost {
+            slowdown_percent: (elapsed > Duration::ZERO)
+                .then(|| trapped / elapsed.as_secs_f64() * 100.0),
+            cpu: account.target_cpu(Some(trapped)),
+        }
     }
 
     /// Follows a process no more.
@@ -205,16 +202,6 @@ impl Investigation {
         for id in self.accounts.keys() {
             self.capture.detach(*id);
         }
-    }
-
-    /// Has new programs told, as [`super::Happening::Started`].
-    ///
-    /// # Errors
-    /// What the kernel answers.
-    pub fn announce_programs(&self) -> Result<()> {
-        self.capture
-            .announce_programs()
-            .context("new programs are only found by looking for them")
     }
 }
 

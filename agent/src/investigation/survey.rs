@@ -16,7 +16,7 @@ use std::{
 use agent_ebpf::abi::heap::{Target, TargetCounts};
 
 use self::reads::Reads;
-use super::account::live_blocks;
+use super::{OwnCpu, Phase, account::live_blocks};
 use crate::{
     capture::{
         Capture, Reading, TargetId,
@@ -58,6 +58,8 @@ pub(super) struct Survey {
     pub(super) survivors: Survivors,
     reads: Reads,
     meter: Meter,
+    /// What the process uses of processors.
+    pub(super) own_cpu: OwnCpu,
     open: Option<Open>,
     /// Counters of all earlier windows.
     counts: TargetCounts,
@@ -95,7 +97,7 @@ pub(super) fn now() -> Duration {
 
 impl Survey {
     /// Begins; the process is prepared, no probe is on.
-    pub(super) fn new(process: &Process) -> Self {
+    pub(super) fn new(process: &Process, own_cpu: OwnCpu) -> Self {
         let began = now();
         Self {
             id: process.pid,
@@ -105,7 +107,8 @@ impl Survey {
             meter: Meter::new(process.pid),
             open: None,
             counts: TargetCounts::default(),
-            next: began,
+            next: began.max(own_cpu.known_from()),
+            own_cpu,
             sites: HashMap::new(),
             windows: 0,
             open_time: Duration::ZERO,
@@ -221,6 +224,11 @@ impl Survey {
         capture: &mut Capture,
         governor: &mut Governor,
     ) -> Step {
+        capture.look_before_window(self.id);
+        if let Some(target) = capture.target(self.id) {
+            governor.set_stepped(self.id, target.is_stepped());
+        }
+        self.own_cpu.turn(Phase::Probed);
         governor.opening(self.id, now());
         self.meter.restart();
         let opened = capture
@@ -229,6 +237,7 @@ impl Survey {
         let at = now();
         if let Err(error) = opened {
             governor.closed(self.id, at, &governor::Reading::default());
+            self.own_cpu.turn(Phase::Between);
             // Most often the process has just ended, which is reported apart.
             tracing::debug!(pid = self.id, error = %format_args!("{error:#}"), "no window can be opened");
             self.decided = None;
@@ -344,11 +353,15 @@ impl Survey {
         let harvest = (records && orderly)
             .then(|| self.harvest(process, capture))
             .flatten();
+        // Where breakpoints are gone, what was freed seems to live.
+        let whole = orderly && capture.is_whole(self.id);
+        let harvest = harvest.filter(|_| whole);
         let reading = self.reading(capture);
         capture.close_window(self.id);
         self.counts.add(&capture.counts(self.id));
         let at = now();
         governor.closed(self.id, at, &reading);
+        self.own_cpu.turn(Phase::Between);
         self.open = None;
         self.next = at;
         if !records {

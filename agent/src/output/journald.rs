@@ -3,6 +3,7 @@
 //! with its length in front, so that nothing in it can pass for a field. A
 //! message that is too long for a datagram goes as a sealed memory file.
 
+mod death;
 mod message;
 mod socket;
 mod summary;
@@ -75,6 +76,7 @@ impl Journal {
     pub fn tell(&self, notice: &Notice) -> Result<(), JournalError> {
         let message = match notice {
             Notice::Alert(alert) => Message::alert(alert),
+            Notice::Death(death) => Message::death(death),
             Notice::Summary(summary) => Message::summary(summary),
             Notice::Suppression(note) => Message::suppression(note),
         };
@@ -119,6 +121,9 @@ pub const fn end_message_id(state: State) -> Option<&'static str> {
         State::Ended => Some("e3828ec3504e4d74924810bac50f22ce"),
     }
 }
+
+/// Identifies messages about a death under probes.
+pub const DEATH_MESSAGE_ID: &str = "ae9f2f9e615946f286c365c300b23dde";
 
 /// Identifies messages that sum up alerts that were held back.
 pub const SUMMARY_MESSAGE_ID: &str = "215aa8169eb44c9dbc56c54d89b3b2fd";

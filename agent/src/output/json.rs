@@ -113,12 +113,16 @@ mod tests {
         let process = &value["processes"][0];
         assert_eq!(
             keys(process),
-            "allocators build_id capture cgroup comm command container_id detection_limit_bytes_per_s exe explained_share \
+            "allocators build_id capture cgroup comm command container_id detection_limit_bytes_per_s ended exe explained_share \
              findings not_leaks ns_pid pid rss sites start_time tokio uid unit waits why_not"
         );
         assert_eq!(
             keys(&process["capture"]),
-            "agent_cpu_percent allocations decisions lost mode open_s sampled sampling_mean_bytes target_slowdown_percent windows"
+            "agent_cpu_percent allocations decisions lost mode open_s sampled sampling_mean_bytes target_cpu target_slowdown_percent windows"
+        );
+        assert_eq!(
+            keys(&process["capture"]["target_cpu"]),
+            "cores_before cores_between cores_during probe_percent_of_own probe_percent_overall"
         );
         let finding = &process["findings"][0];
         assert_eq!(

@@ -34,6 +34,9 @@ pub struct Snapshot {
     /// The largest slowdown of a followed process, as a share: 0.01 is 1 %.
     /// `None`: nothing is followed, or it is unknown.
     pub target_slowdown_ratio: Option<f64>,
+    /// The largest share of its own processor time that a followed process has
+    /// spent in probes since the first of them. `None` as above.
+    pub target_probe_cpu_ratio: Option<f64>,
     /// Processor time of lingerscope since its start, in seconds.
     pub agent_cpu_seconds: f64,
     /// Processes whose memory grows suspiciously now.

@@ -86,6 +86,13 @@ pub(crate) fn document(name: &str) -> Document {
             sampled: 1_234_567,
             lost: BTreeMap::from([("blocks_full".to_owned(), 12)]),
             target_slowdown_percent: Some(0.84),
+            target_cpu: TargetCpu {
+                cores_before: Some(0.03),
+                cores_during: Some(0.0312),
+                cores_between: None,
+                probe_percent_of_own: Some(26.9),
+                probe_percent_overall: Some(26.9),
+            },
             decisions: Vec::new(),
             agent_cpu_percent: Some(1.26),
         },

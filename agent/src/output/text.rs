@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::finding::{
-    Document, Process,
+    Document, Process, TargetCpu,
     units::{bytes, count, rate, time},
 };
 
@@ -85,7 +85,18 @@ fn write_process(process: &Process, style: Style, out: &mut impl Write) -> io::R
     }
     capture(process, out)?;
     losses(process, out)?;
-    if let Some(command) = &process.command {
+    if let Some(ended) = &process.ended {
+        let who = if process.command.is_some() {
+            "The command"
+        } else {
+            "The process"
+        };
+        finding::wrapped(out, "  ", "    ", &ended.sentence(who))?;
+        if let Some(death) = &ended.under_probes {
+            // Not wrapped: there is a command in it, to be copied.
+            writeln!(out, "  {}", death.consequence(process.uid))?;
+        }
+    } else if let Some(command) = &process.command {
         match (command.exit_status, command.signal) {
             (Some(status), _) => writeln!(out, "  The command ended with exit status {status}.")?,
             (None, Some(signal)) => writeln!(out, "  The command was ended by signal {signal}.")?,
@@ -194,6 +205,9 @@ fn capture(process: &Process, out: &mut impl Write) -> io::Result<()> {
     if !costs.is_empty() {
         writeln!(out, "  Cost of observing: {}.", costs.join(", "))?;
     }
+    if let Some(sentence) = own_cpu(&capture.target_cpu) {
+        finding::wrapped(out, "  ", "    ", &sentence)?;
+    }
     for allocator in process
         .allocators
         .iter()
@@ -224,6 +238,31 @@ fn capture(process: &Process, out: &mut impl Write) -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// What probing is in terms of the processor time that the process itself
+/// uses; none when no probe was on.
+fn own_cpu(cpu: &TargetCpu) -> Option<String> {
+    let during = cpu.cores_during?;
+    let before = match cpu.cores_before {
+        Some(cores) => format!("{cores:.3} cores before"),
+        None => "not measured before".to_owned(),
+    };
+    let between = cpu
+        .cores_between
+        .map_or_else(String::new, |cores| format!(", {cores:.3} between windows"));
+    let share = cpu.probe_percent_of_own.map_or_else(String::new, |share| {
+        format!("; the probes took about {share:.1} % of that")
+    });
+    let overall = cpu
+        .probe_percent_overall
+        .filter(|_| cpu.cores_between.is_some());
+    let overall = overall.map_or_else(String::new, |share| {
+        format!(", {share:.1} % of all it used since the first window")
+    });
+    Some(format!(
+        "Its own processor time: {before}{between}, {during:.3} cores while probed{share}{overall}."
+    ))
 }
 
 fn losses(process: &Process, out: &mut impl Write) -> io::Result<()> {

@@ -23,7 +23,10 @@ use serde::{Deserialize, Serialize};
 
 use self::units::{Entry, Slice, Unit, Units, number, reference};
 use super::vtable::Vtable;
-use crate::elf::{self, Elf};
+use crate::{
+    elf::{self, Elf},
+    reader::bounded::map,
+};
 
 /// Debug information that is read at most, all sections together.
 const MAX_BYTES: u64 = 256 << 20;
@@ -64,6 +67,7 @@ pub struct AwaitPoints {
     /// Bytes there: 1, 2 or 4.
     pub size: u8,
     /// The points by what stands there.
+    #[serde(deserialize_with = "map::<_, _, _, MAX_POINTS>")]
     pub points: BTreeMap<u64, SourceLine>,
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use agent_ebpf::abi::heap::TaskIdRecipe;
+use serde::{Deserialize, Serialize};
 
 use super::{
     confirmation::{Belief, Verdict},
@@ -113,10 +114,21 @@ fn for_kernel(pid: u32, recipe: &Recipe, bias: u64) -> Result<TaskIdRecipe, Stri
 }
 
 /// Recipes of one file, for the two roles it can have; made once per file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FileRecipes {
     /// As a process's main executable.
     pub as_main: Result<Recipe, WhyNot>,
     /// As a shared library.
     pub as_library: Result<Recipe, WhyNot>,
+}
+
+impl FileRecipes {
+    /// Whether it keeps to the bounds.
+    pub fn is_sound(&self) -> bool {
+        let sound = |recipe: &Result<Recipe, WhyNot>| match recipe {
+            Ok(recipe) => recipe.is_sound(),
+            Err(why) => why.is_sound(),
+        };
+        sound(&self.as_main) && sound(&self.as_library)
+    }
 }

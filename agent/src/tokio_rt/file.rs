@@ -7,6 +7,7 @@ use std::{
 };
 
 use object::read::ReadRef;
+use serde::{Deserialize, Serialize};
 
 use super::{
     await_point::{self, AwaitPoints},
@@ -78,7 +79,7 @@ pub fn analyse<'data, R: ReadRef<'data>>(
 }
 
 /// What is asked of a file once it is known which vtables are in use.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Questions {
     /// All vtables of the file.
     pub all: Vec<Vtable>,

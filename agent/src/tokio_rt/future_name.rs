@@ -19,7 +19,10 @@ use super::{
     task_code::TaskCode,
     vtable::Vtable,
 };
-use crate::elf::{functions::Functions, image::Image};
+use crate::{
+    elf::{functions::Functions, image::Image},
+    reader::bounded::list,
+};
 
 /// Calls from a vtable's function to the code that is looked for.
 const DEPTH: u32 = 3;
@@ -47,6 +50,7 @@ pub struct FutureName {
     /// The function or type that a person would look for.
     pub short: Option<String>,
     /// What it may be, where functions were merged and nothing tells which.
+    #[serde(deserialize_with = "list::<_, _, MAX_ALTERNATIVES>")]
     pub alternatives: Vec<String>,
     /// Where it is in the source.
     pub location: Option<SourceLocation>,

@@ -21,11 +21,14 @@ use object::{
     read::{ReadRef, elf::ProgramHeader as _},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::stripped::candidates;
 use self::{access::Addressing, slot::Slot};
-use crate::elf::{self, Elf, Symbol, SymbolKind, Table};
+use crate::{
+    elf::{self, Elf, Symbol, SymbolKind, Table},
+    reader::bounded::{Label, label},
+};
 
 /// How to find the id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +68,7 @@ pub enum Source {
 }
 
 /// Why a file has no recipe.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum WhyNot {
     /// Nothing of Tokio in it.
     #[error("no Tokio in it")]
@@ -79,10 +82,33 @@ pub enum WhyNot {
     /// The symbol table, the thread-local segment or the relocations cannot be
     /// used.
     #[error("its {0}")]
-    Damaged(&'static str),
+    Damaged(#[serde(deserialize_with = "damage")] Label),
     /// Neither debug information nor code told the id's place.
     #[error("neither debug information nor code shows where Tokio{} keeps the id", version(.0.as_deref()))]
     NotFound(Option<String>),
+}
+
+const TOO_SMALL: Label = "thread-local segment is too small";
+const MISSING: Label = "thread-local segment is missing";
+const MISALIGNED: Label = "thread-local segment is misaligned";
+const NO_MODULE_ID: Label = "relocations name no module id";
+const NO_SYMBOLS: Label = "symbol table is too large or damaged";
+
+fn damage<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Label, D::Error> {
+    let known = [TOO_SMALL, MISSING, MISALIGNED, NO_MODULE_ID, NO_SYMBOLS];
+    label(deserializer, &known)
+}
+
+impl WhyNot {
+    /// Whether it keeps to the bounds.
+    pub fn is_sound(&self) -> bool {
+        match self {
+            Self::Stripped(version) | Self::TooOld(version) | Self::NotFound(version) => {
+                version.as_ref().is_none_or(|version| version.len() <= 32)
+            }
+            Self::NoTokio | Self::Damaged(_) => true,
+        }
+    }
 }
 
 fn version(version: Option<&str>) -> String {
@@ -91,7 +117,19 @@ fn version(version: Option<&str>) -> String {
         .unwrap_or_default()
 }
 
+/// Largest thread-local block, and distance from the thread pointer.
+const MAX_BLOCK: u64 = 1 << 30;
+
 impl Recipe {
+    /// Whether its numbers are such as [`recipe`] finds.
+    pub fn is_sound(&self) -> bool {
+        let near = match self.block {
+            Block::BelowThreadPointer(below) => below <= 2 * MAX_BLOCK,
+            Block::ModuleIdAt(_) => true,
+        };
+        near && self.slot < MAX_BLOCK
+    }
+
     /// The form that the kernel programs take. `module_id` is what the word
     /// named by [`Block::ModuleIdAt`] holds in the process; glibc's dynamic
     /// thread vector has sixteen bytes per module.
@@ -122,7 +160,7 @@ pub fn recipe<'data, R: ReadRef<'data>>(
     };
     let segment = Segment::of(elf, is_main_executable)?;
     if context.variable.end as u64 > segment.size {
-        return Err(WhyNot::Damaged("thread-local segment is too small"));
+        return Err(WhyNot::Damaged(TOO_SMALL));
     }
     let (slot, source) = context
         .slot(elf, &segment.addressing)
@@ -158,9 +196,9 @@ impl Segment {
                     segment.p_vaddr(LittleEndian),
                 )
             })
-            .ok_or(WhyNot::Damaged("thread-local segment is missing"))?;
-        let below = below_thread_pointer(address, size, align)
-            .ok_or(WhyNot::Damaged("thread-local segment is misaligned"))?;
+            .ok_or(WhyNot::Damaged(MISSING))?;
+        let below =
+            below_thread_pointer(address, size, align).ok_or(WhyNot::Damaged(MISALIGNED))?;
         let addressing = Addressing::of(elf, is_main_executable.then_some(below), size);
         let block = if is_main_executable {
             Block::BelowThreadPointer(below)
@@ -168,7 +206,7 @@ impl Segment {
             Block::ModuleIdAt(
                 addressing
                     .module_id_at
-                    .ok_or(WhyNot::Damaged("relocations name no module id"))?,
+                    .ok_or(WhyNot::Damaged(NO_MODULE_ID))?,
             )
         };
         Ok(Self {
@@ -184,7 +222,7 @@ impl Segment {
 /// it).
 fn below_thread_pointer(address: u64, size: u64, align: u64) -> Option<u64> {
     let align = align.max(1);
-    if !align.is_power_of_two() || align > 1 << 20 || size > 1 << 30 {
+    if !align.is_power_of_two() || align > 1 << 20 || size > MAX_BLOCK {
         return None;
     }
     let first = address.wrapping_neg() & (align - 1);
@@ -214,8 +252,7 @@ fn contains_all(name: &[u8], parts: &[&[u8]]) -> bool {
 
 impl<'data> Context<'data> {
     fn of<R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Result<Option<Self>, WhyNot> {
-        let symbols = elf::symbols(elf, Table::Full)
-            .ok_or(WhyNot::Damaged("symbol table is too large or damaged"))?;
+        let symbols = elf::symbols(elf, Table::Full).ok_or(WhyNot::Damaged(NO_SYMBOLS))?;
         let (mut variable, mut guards, mut task_code) = (None, Vec::new(), Vec::new());
         for symbol in symbols {
             match symbol.kind {

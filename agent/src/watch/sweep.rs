@@ -13,6 +13,8 @@ pub struct Sweep {
     pub suspects: Vec<Suspect>,
     /// Processes seen for the first time; in the first sweep these are all.
     pub born: Vec<Identity>,
+    /// Processes that run another program since the sweep before.
+    pub executed: Vec<Identity>,
     /// Processes that are no more, or have become zombies.
     pub gone: Vec<Identity>,
     /// Processes that were read.

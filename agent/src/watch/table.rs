@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, io, time::Duration};
 
-use crate::host::population::{Identity, Meter, Pages, Stat};
+use crate::host::population::{Identity, Meter, Pages, Program, Stat};
 
 use super::{
     history::{self, History},
@@ -32,6 +32,8 @@ pub(super) struct Watched {
     /// `None` when there are too many open files.
     meter: Option<Meter>,
     pub(super) threads: u32,
+    /// Its executable, when it was last looked at.
+    pub(super) program: Option<Program>,
     /// `None` for what has no memory: kernel threads and zombies.
     pub(super) history: Option<History>,
     /// Anonymous pages in memory, and in swap.
@@ -111,9 +113,7 @@ impl Table {
     /// An empty history for a process that has just begun, or runs another
     /// program.
     pub(super) fn new_history(&self, settings: &Settings, age: Duration) -> History {
-        let settle = settings.settle.saturating_sub(age).as_secs_f64();
-        let samples = (settle / settings.interval.as_secs_f64()).ceil() as u64;
-        History::new(samples, self.coarse_limit)
+        History::new(settling(settings, age), self.coarse_limit)
     }
 
     /// Reads a process, which is entered if it is not known. `None`: there is
@@ -179,6 +179,7 @@ impl Table {
                 identity: found.identity,
                 meter: keep.then_some(meter),
                 threads: found.threads,
+                program: None,
                 history,
                 resident: 0,
                 swapped: 0,
@@ -224,6 +225,13 @@ impl Table {
             }
         }
     }
+}
+
+/// Samples at the beginning of a history that count as start-up, of a program
+/// that has run for so long.
+pub(super) fn settling(settings: &Settings, age: Duration) -> u64 {
+    let settle = settings.settle.saturating_sub(age).as_secs_f64();
+    (settle / settings.interval.as_secs_f64()).ceil() as u64
 }
 
 /// Half of the files that we may have open: the rest of the program needs some

@@ -97,12 +97,16 @@ impl Costs {
     }
 
     /// Seconds of trap time for one allocation that is not recorded: its entry
-    /// and its result, with its share of frees.
-    pub(super) fn pair(&self, profile: &Profile, frees: f64, shared: bool) -> f64 {
-        let entry = |stepped: bool| if stepped { self.stepped } else { self.trap };
+    /// and its result, with its share of frees and of hits that are
+    /// single-stepped.
+    pub(super) fn pair(&self, frees: f64, stepped: f64, shared: bool) -> f64 {
         let shared = if shared { self.shared } else { 0.0 };
-        let call = entry(profile.stepped_allocations) + self.trap;
-        (call + frees * entry(profile.stepped_frees) + shared) * 1e-9
+        ((2.0 + frees) * self.trap + shared) * 1e-9 + stepped * self.step()
+    }
+
+    /// Seconds that a single-stepped hit takes longer than an emulated one.
+    fn step(&self) -> f64 {
+        (self.stepped - self.trap) * 1e-9
     }
 
     /// Seconds that recording an allocation adds.
@@ -118,17 +122,11 @@ impl Costs {
         now: &Reading,
         shared: bool,
     ) -> f64 {
-        let allocations = now.allocations.saturating_sub(before.allocations) as f64;
-        let frees = now.frees.saturating_sub(before.frees) as f64;
-        let sampled = now.sampled.saturating_sub(before.sampled) as f64;
-        let free = if profile.stepped_frees {
-            self.stepped
-        } else {
-            self.trap
-        };
-        allocations * self.pair(profile, 0.0, shared)
-            + frees * free * 1e-9
-            + sampled * self.recording(profile)
+        let counted = now.since(before);
+        counted.allocations as f64 * self.pair(0.0, 0.0, shared)
+            + counted.frees as f64 * self.trap * 1e-9
+            + counted.stepped as f64 * self.step()
+            + counted.sampled as f64 * self.recording(profile)
     }
 
     /// Learns how long attaching took: at once when it was longer, slowly when

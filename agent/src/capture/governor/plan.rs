@@ -8,7 +8,12 @@
 
 use std::time::Duration;
 
-use super::{account::Account, budget::Budget, costs::Costs, reading::Profile};
+use super::{
+    account::Account,
+    budget::Budget,
+    costs::Costs,
+    reading::{Profile, Reading},
+};
 use agent_ebpf::abi::heap::Target;
 
 /// How often a window is looked at.
@@ -47,6 +52,8 @@ pub(super) struct Rates {
     pub(super) size: f64,
     /// Frees per allocation.
     pub(super) frees: f64,
+    /// Hits of single-stepped probes per allocation.
+    pub(super) stepped: f64,
 }
 
 impl Rates {
@@ -75,14 +82,13 @@ impl Rates {
     /// share `slowdown`. Few counts are taken for as many as they may stand
     /// for.
     pub(super) fn measured(
-        allocations: u64,
-        bytes: u64,
-        frees: u64,
+        seen: &Reading,
         stretch: f64,
         slowdown: f64,
         account: &Account,
+        profile: &Profile,
     ) -> Self {
-        let counted = allocations as f64;
+        let counted = seen.allocations as f64;
         let upper = counted + 2.0 * counted.sqrt() + 2.0;
         let slowdown = slowdown.clamp(0.0, 0.99);
         let busy = account.busy();
@@ -93,15 +99,26 @@ impl Rates {
             busy / (1.0 - slowdown)
         };
         let calls = counted.max(1.0);
+        // A program that only frees, or only allocates, may turn.
+        let frees = (seen.frees as f64 / calls).clamp(1.0, 4.0);
+        let unseen = |stepped: bool, wanted: f64, seen: u64| {
+            if stepped {
+                (wanted - seen as f64 / calls).max(0.0)
+            } else {
+                0.0
+            }
+        };
         Self {
             allocations: upper / stretch.max(1e-3) * stretched.max(1.0),
-            size: if allocations == 0 {
+            size: if seen.allocations == 0 {
                 64.0
             } else {
-                (bytes as f64 / calls).max(1.0)
+                (seen.allocated_bytes as f64 / calls).max(1.0)
             },
-            // A program that only frees, or only allocates, may turn.
-            frees: (frees as f64 / calls).clamp(1.0, 4.0),
+            frees,
+            stepped: seen.stepped as f64 / calls
+                + unseen(profile.stepped_allocations, 1.0, seen.allocations)
+                + unseen(profile.stepped_frees, frees, seen.frees),
         }
     }
 
@@ -112,6 +129,7 @@ impl Rates {
             allocations: slow(self.allocations, newer.allocations),
             size: newer.size,
             frees: newer.frees,
+            stepped: newer.stepped,
         }
     }
 }
@@ -191,7 +209,7 @@ impl Scene<'_> {
     }
 
     fn base(&self, rates: &Rates) -> f64 {
-        self.costs.pair(self.profile, rates.frees, self.shared)
+        self.costs.pair(rates.frees, rates.stepped, self.shared)
     }
 
     /// Slowdown by traps alone.

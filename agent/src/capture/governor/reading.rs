@@ -15,6 +15,8 @@ pub struct Reading {
     pub frees: u64,
     /// Allocations recorded.
     pub sampled: u64,
+    /// Hits of single-stepped probes.
+    pub stepped: u64,
     /// Living children that inherited breakpoints and are not followed
     /// themselves.
     pub children: u32,
@@ -34,9 +36,23 @@ impl Reading {
             allocated_bytes: counts.allocated_bytes,
             frees: counts.frees,
             sampled: counts.sampled,
+            stepped: counts.stepped,
             children,
             cpu,
             lanes,
+        }
+    }
+
+    /// What was counted since another reading.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            allocations: self.allocations.saturating_sub(before.allocations),
+            allocated_bytes: self.allocated_bytes.saturating_sub(before.allocated_bytes),
+            frees: self.frees.saturating_sub(before.frees),
+            sampled: self.sampled.saturating_sub(before.sampled),
+            stepped: self.stepped.saturating_sub(before.stepped),
+            ..*self
         }
     }
 }
@@ -77,7 +93,8 @@ pub struct Profile {
     /// Names of the files that are probed, by device and inode; targets with
     /// a file in common pay for one another's return probes.
     pub files: Vec<(u64, u64)>,
-    /// Its probes on allocating functions are single-stepped.
+    /// Probes on allocating functions are single-stepped: what is assumed of
+    /// calls that were not seen yet. Those that were are counted.
     pub stepped_allocations: bool,
     /// Those on freeing functions are.
     pub stepped_frees: bool,

@@ -370,6 +370,15 @@ impl Governor {
         )
     }
 
+    /// Enters which probes of a target are single-stepped: on allocating and
+    /// on freeing functions. A program that it executed later has others.
+    pub fn set_stepped(&mut self, id: TargetId, (allocations, frees): (bool, bool)) {
+        if let Some(watched) = self.targets.get_mut(&id) {
+            watched.profile.stepped_allocations = allocations;
+            watched.profile.stepped_frees = frees;
+        }
+    }
+
     /// Probes are about to be set as the last decision said.
     pub fn opening(&mut self, id: TargetId, now: Duration) {
         let shared = self.shared(id);
@@ -557,7 +566,7 @@ impl Governor {
 
 impl Watched {
     fn learn(&mut self, window: &Window) {
-        if let Some((rates, lanes)) = window.learnt(&self.account) {
+        if let Some((rates, lanes)) = window.learnt(&self.account, &self.profile) {
             self.account.lanes = lanes;
             self.rates = Some(match self.rates {
                 Some(known) => known.joined(rates),

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use super::{
     account::{Account, Terms},
     plan::{CHECK, Kind, LOOK, Plan, Rates, Scene, TRACE_CHECK},
-    reading::Reading,
+    reading::{Profile, Reading},
 };
 
 /// How often permanent tracing's mean is looked at.
@@ -152,15 +152,13 @@ impl Slice {
         }
     }
 
-    fn rates(&self, now: &Reading, account: &Account) -> Rates {
-        let before = &self.from.1;
+    fn rates(&self, now: &Reading, account: &Account, profile: &Profile) -> Rates {
         Rates::measured(
-            now.allocations.saturating_sub(before.allocations),
-            now.allocated_bytes.saturating_sub(before.allocated_bytes),
-            now.frees.saturating_sub(before.frees),
+            &now.since(&self.from.1),
             self.wall,
             self.trapped / self.running.max(1e-9),
             account,
+            profile,
         )
     }
 }
@@ -359,7 +357,7 @@ impl Window {
         {
             return None;
         }
-        let rates = self.slice.rates(&reading, scene.account);
+        let rates = self.slice.rates(&reading, scene.account, scene.profile);
         self.slice = Slice::new(now, reading);
         let better = if forced {
             scene.forced_trace(&rates)
@@ -380,7 +378,7 @@ impl Window {
     }
 
     /// Remembers what the undisturbed stretch showed, when it has just ended.
-    pub(super) fn learnt(&self, account: &Account) -> Option<(Rates, f64)> {
+    pub(super) fn learnt(&self, account: &Account, profile: &Profile) -> Option<(Rates, f64)> {
         if self.slice.wall < TELLING.as_secs_f64() {
             return None;
         }
@@ -388,6 +386,6 @@ impl Window {
         let lanes = self.slice.running / self.slice.wall;
         let mut shared = account.clone();
         shared.lanes = lanes;
-        Some((self.slice.rates(&self.last.1, &shared), lanes))
+        Some((self.slice.rates(&self.last.1, &shared, profile), lanes))
     }
 }

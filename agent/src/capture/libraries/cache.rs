@@ -3,8 +3,8 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::PathBuf};
 
-/// Largest cache that is read.
-pub(super) const MAX_SIZE: u64 = 16 << 20;
+/// As much of a cache is looked at.
+const MAX_SIZE: usize = 16 << 20;
 /// Entries of one name, one for each kind of processor.
 const MAX_PATHS: usize = 8;
 
@@ -18,6 +18,7 @@ const FLAGS: u32 = 0x0303;
 
 /// Paths of the library of this name. A damaged cache names none.
 pub(super) fn paths(cache: &[u8], name: &[u8]) -> Vec<PathBuf> {
+    let cache = cache.get(..MAX_SIZE).unwrap_or(cache);
     let Some(cache) = new_format(cache) else {
         return Vec::new();
     };

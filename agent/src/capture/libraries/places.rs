@@ -1,21 +1,16 @@
 //! Where the dynamic linkers look for a library.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::File,
     io::{self, Read as _, Seek as _},
-    os::unix::ffi::OsStrExt as _,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
     rc::Rc,
 };
 
-use object::{
-    elf::{DT_RPATH, DT_RUNPATH},
-    read::ReadRef,
-};
-
-use super::{Files, cache};
-use crate::elf::{self, Elf};
+use super::Files;
+use crate::reader::{self, question::Linking};
 
 /// Directories of one search path.
 const MAX_DIRECTORIES: usize = 128;
@@ -72,25 +67,20 @@ pub(super) struct Paths {
 }
 
 impl Paths {
-    /// Those of `elf`, which was found at `path` and loaded by a file with
+    /// Those of a file, which was found at `path` and loaded by a file with
     /// `loader`'s.
-    pub(super) fn of<'data, R: ReadRef<'data>>(
-        elf: &Elf<'data, R>,
-        path: &Path,
-        linker: Linker,
-        loader: Option<&Self>,
-    ) -> Self {
-        let directories = |tag| -> Rc<[PathBuf]> {
+    pub(super) fn of(file: &Linking, path: &Path, linker: Linker, loader: Option<&Self>) -> Self {
+        let directories = |texts: &[Vec<u8>]| -> Rc<[PathBuf]> {
             let origin = path.parent().unwrap_or(Path::new("."));
-            elf::dynamic_strings(elf, tag)
-                .into_iter()
+            texts
+                .iter()
                 .flat_map(|text| {
                     split(text, b":").flat_map(|directory| expanded(&directory, origin))
                 })
                 .take(MAX_DIRECTORIES)
                 .collect()
         };
-        let (old, new) = (directories(DT_RPATH), directories(DT_RUNPATH));
+        let (old, new) = (directories(&file.rpath), directories(&file.runpath));
         let from_loader = loader
             .map(|loader| loader.inherited.clone())
             .unwrap_or_default();
@@ -173,7 +163,7 @@ pub(super) struct Places<'a> {
     files: &'a dyn Files,
     linker: Linker,
     environment: Vec<PathBuf>,
-    cache: Vec<u8>,
+    cache: Option<File>,
     standard: Vec<PathBuf>,
 }
 
@@ -190,7 +180,7 @@ impl<'a> Places<'a> {
             .collect();
         let (cache, standard) = match linker {
             Linker::Glibc => {
-                let cache = contents(files, Path::new("/etc/ld.so.cache"), cache::MAX_SIZE);
+                let cache = files.open(Path::new("/etc/ld.so.cache")).ok();
                 let standard = [
                     "/lib/x86_64-linux-gnu",
                     "/usr/lib/x86_64-linux-gnu",
@@ -216,7 +206,7 @@ impl<'a> Places<'a> {
                     .map(PathBuf::from)
                     .to_vec();
                 (
-                    Vec::new(),
+                    None,
                     if configured.is_empty() {
                         standard
                     } else {
@@ -270,9 +260,10 @@ impl<'a> Places<'a> {
         {
             return found;
         }
-        let cached: Vec<_> = cache::paths(&self.cache, name.as_os_str().as_bytes())
+        let cached: Vec<_> = self
+            .cached(name)
             .into_iter()
-            .filter_map(|path| self.opened(path))
+            .filter_map(|path| self.opened(PathBuf::from(OsString::from_vec(path))))
             .collect();
         if !cached.is_empty() {
             return cached;
@@ -281,6 +272,15 @@ impl<'a> Places<'a> {
             .iter()
             .map(|directory| self.variants(directory, name))
             .find(|found| !found.is_empty())
+            .unwrap_or_default()
+    }
+
+    /// Where the linker's cache has it.
+    fn cached(&self, name: &Path) -> Vec<Vec<u8>> {
+        let name = name.as_os_str().as_bytes();
+        self.cache
+            .as_ref()
+            .and_then(|cache| reader::cached_library(cache, name).ok())
             .unwrap_or_default()
     }
 

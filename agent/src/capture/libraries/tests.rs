@@ -104,7 +104,7 @@ fn image(interpreter: Option<&str>, dynamic: &[(i64, &str)]) -> Vec<u8> {
     data
 }
 
-use object::elf::{DT_RPATH, DT_RUNPATH};
+use object::elf::{DT_NEEDED, DT_RPATH, DT_RUNPATH};
 
 const GLIBC: Option<&str> = Some("/lib64/ld-linux-x86-64.so.2");
 

@@ -8,29 +8,48 @@ use agent_ebpf::abi::{
 };
 use anyhow::{Result, bail};
 
-use super::{MAX_PERF_PROBES, Probed, Target};
+use super::{MAX_PERF_PROBES, Probed, Target, integrity::Expect};
 use crate::{
     capture::{
-        allocators::ResultPoint,
         bpf::Point,
-        files::CodeFile,
+        files::{CodeFile, Files},
         links::{FilePoints, Links, Method},
         object::Object,
-        refusal::Dangers,
+        probes::ResultProbe,
+        refusal::Refusal,
     },
     host::kernel,
 };
 
 impl Target {
-    /// Puts the probes on.
-    pub(in crate::capture) fn open_window(
-        &mut self,
-        object: &mut Object,
-        dangers: Dangers<'_>,
-    ) -> Result<()> {
-        if let Err(refusal) = dangers.check_seccomp(&self.process) {
-            self.refuse(object, refusal);
-        }
+    /// Whether any probe at the entry of a function like malloc, and any of one
+    /// like free, is single-stepped: those are most calls of most programs.
+    pub fn is_stepped(&self) -> (bool, bool) {
+        let any = |kind: FunctionKind| {
+            let points = self.probed.iter().map(|probed| &probed.points);
+            let mut points = points.flat_map(|points| points.calls.iter().chain(&points.frees));
+            points.any(|point| {
+                let cookie = Cookie(point.cookie);
+                cookie.kind() == kind as u8 && cookie.is_stepped()
+            })
+        };
+        (any(FunctionKind::Malloc), any(FunctionKind::Free))
+    }
+
+    /// Device and inode of the files that are probed.
+    pub fn probed_files(&self) -> Vec<(u64, u64)> {
+        self.probed
+            .iter()
+            .filter_map(|probed| probed.file.module.as_ref())
+            .map(|module| {
+                let (major, minor) = module.id.device;
+                (u64::from(major) << 32 | u64::from(minor), module.id.inode)
+            })
+            .collect()
+    }
+
+    /// Puts the probes on; to be called after [`Self::look_before_window`].
+    pub(in crate::capture) fn open_window(&mut self, object: &mut Object) -> Result<()> {
         if self.over {
             bail!("its probes are off for good");
         }
@@ -65,6 +84,7 @@ impl Target {
     pub(super) fn attach_new_files(
         &mut self,
         object: &mut Object,
+        files: &mut Files,
         upcoming: Vec<Arc<CodeFile>>,
     ) -> Result<()> {
         let mapped = self
@@ -85,10 +105,14 @@ impl Target {
         let first = self.probed.len();
         for file in fresh {
             let points = points(&file, self.slot);
-            if !points.calls.is_empty() {
+            if let (Some(module), false) = (&file.module, points.calls.is_empty()) {
+                self.text
+                    .add(&self.process, module, &points)
+                    .map_err(|rewritten| Refusal::Rewritten(self.process.pid, rewritten))?;
                 self.probed.push(Probed { file, points });
             }
         }
+        self.check_text(object, files, first, Expect::None)?;
         if self.open {
             self.attach_from(object, first)
         } else {
@@ -116,6 +140,9 @@ impl Target {
             }
             self.left_out += limit_perf(&mut places);
         }
+        for (index, (_, points)) in places.iter().enumerate() {
+            self.text.expect(first + index, points);
+        }
         let mut links = Links::default();
         let attached = links.attach(object, self.method, self.process.pid, &places);
         self.links.push(links);
@@ -130,9 +157,9 @@ pub fn points(file: &CodeFile, slot: u32) -> FilePoints {
             .iter()
             .filter(|family| family.why_not.is_none())
     };
-    let result = |point: &ResultPoint| Point {
-        offset: point.file_offset,
-        cookie: ResultCookie::new(slot, point.answer, point.slot, point.branch, point.stepped).0,
+    let result = |probe: &ResultProbe| Point {
+        offset: probe.offset,
+        cookie: ResultCookie(probe.reading).of(slot).0,
     };
     let mut points = FilePoints {
         calls: families()

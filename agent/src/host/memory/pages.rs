@@ -20,8 +20,8 @@ const MAX_RUN: u64 = MAX_PIECE as u64 / PAGE;
 const LEAST_RUN: u64 = 2;
 /// Bits of a pagemap entry (Documentation/admin-guide/mm/pagemap.rst): in
 /// swap, or on its way elsewhere; belongs to a file or is shared.
-const SWAPPED: u64 = 1 << 62;
-const FILE_OR_SHARED: u64 = 1 << 61;
+pub(super) const SWAPPED: u64 = 1 << 62;
+pub(super) const FILE_OR_SHARED: u64 = 1 << 61;
 
 /// What reading may cost.
 #[derive(Clone, Copy, Debug)]

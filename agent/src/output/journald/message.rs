@@ -71,6 +71,20 @@ impl Message {
         self.field("LINGERSCOPE_FINDING", &finding.id);
         self.field("LINGERSCOPE_VERDICT", finding.verdict.id());
         self.field("LINGERSCOPE_CONFIDENCE", finding.confidence.id());
+        self.who(process);
+        self.field(
+            "LINGERSCOPE_RATE_BYTES_PER_S",
+            &format!("{:.0}", finding.leak_bytes_per_s.value),
+        );
+        self.field(
+            "LINGERSCOPE_LIVE_BYTES",
+            &format!("{:.0}", finding.live_bytes.value),
+        );
+        self.field("LINGERSCOPE_SITE", &site(finding));
+    }
+
+    /// Whose it is.
+    pub(super) fn who(&mut self, process: &Process) {
         self.field("LINGERSCOPE_PID", &process.pid.to_string());
         // What the process is called where it runs: in its container.
         let inside = process.ns_pid.map(|pid| pid.to_string());
@@ -81,15 +95,6 @@ impl Message {
         self.text("LINGERSCOPE_UNIT", process.unit.as_ref());
         self.text("LINGERSCOPE_CGROUP", process.cgroup.as_ref());
         self.text("LINGERSCOPE_CONTAINER_ID", process.container_id.as_ref());
-        self.field(
-            "LINGERSCOPE_RATE_BYTES_PER_S",
-            &format!("{:.0}", finding.leak_bytes_per_s.value),
-        );
-        self.field(
-            "LINGERSCOPE_LIVE_BYTES",
-            &format!("{:.0}", finding.live_bytes.value),
-        );
-        self.field("LINGERSCOPE_SITE", &site(finding));
     }
 
     /// Why, and by whom.

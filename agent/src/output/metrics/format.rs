@@ -79,6 +79,13 @@ pub fn format(snapshot: &Snapshot, format: Format) -> String {
         page.sample(name, &[], ratio);
     }
 
+    let name = "lingerscope_target_probe_cpu_ratio";
+    let help = "Largest estimated share of its own processor time that a followed process spends in probes, 0.01 is one percent.";
+    page.family(name, Kind::Gauge, Some("ratio"), help);
+    if let Some(ratio) = snapshot.target_probe_cpu_ratio {
+        page.sample(name, &[], ratio);
+    }
+
     let help = "Processor time of lingerscope.";
     page.family(
         "lingerscope_agent_cpu_seconds",
@@ -220,6 +227,7 @@ pub(super) mod tests {
             }],
             lost: BTreeMap::from([("blocks_full".to_owned(), 12), ("ring_full".to_owned(), 0)]),
             target_slowdown_ratio: Some(0.0084),
+            target_probe_cpu_ratio: Some(0.27),
             agent_cpu_seconds: 12.25,
             suspects: 3,
             quarantined: 1,
@@ -363,6 +371,7 @@ pub(super) mod tests {
                 ("lingerscope_lost_total", "cause=\"ring_full\"", 0.0),
                 ("lingerscope_quarantined", "", 1.0),
                 ("lingerscope_suspects", "", 3.0),
+                ("lingerscope_target_probe_cpu_ratio", "", 0.27),
                 ("lingerscope_target_slowdown_ratio", "", 0.0084),
             ]
         );

@@ -87,3 +87,28 @@ fn odd_documents_are_printed() {
     document.processes[0].capture.open_s = -1.0;
     assert!(printed(&document, false).contains("unknown code"));
 }
+
+#[test]
+fn own_processor_time_is_told_as_far_as_it_is_known() {
+    let mut document = document("f");
+    let text = printed(&document, false).replace("\n    ", " ");
+    assert!(
+        text.contains(
+            "Its own processor time: 0.030 cores before, 0.031 cores while probed; the probes took about 26.9 % of that."
+        ),
+        "{text}"
+    );
+    let cpu = &mut document.processes[0].capture.target_cpu;
+    cpu.cores_before = None;
+    cpu.cores_between = Some(0.0304);
+    cpu.probe_percent_overall = Some(0.31);
+    let text = printed(&document, false).replace("\n    ", " ");
+    assert!(
+        text.contains(
+            "not measured before, 0.030 between windows, 0.031 cores while probed; the probes took about 26.9 % of that, 0.3 % of all it used since the first window."
+        ),
+        "{text}"
+    );
+    document.processes[0].capture.target_cpu.cores_during = None;
+    assert!(!printed(&document, false).contains("processor time"));
+}

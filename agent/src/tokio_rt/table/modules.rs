@@ -9,7 +9,7 @@ use std::{
 
 use super::{FIRST_READABLE, WhyNot, mapping};
 use crate::{
-    elf::image,
+    finding::Text,
     host::{
         cache::Cache,
         mapping::Mapping,
@@ -17,9 +17,10 @@ use crate::{
         module::{Module, ModuleId},
         process::{self, Process},
     },
+    reader,
     tokio_rt::{
         cell::STAGE_WORDS,
-        file::{self, Answers, Questions, TaskFile},
+        file::{Answers, Questions, TaskFile},
         record::Record,
         sighting::Sighting,
         tls::{self, Block, Recipe, Source},
@@ -72,8 +73,13 @@ impl OpenModule {
             return answers;
         }
         let start = Instant::now();
-        let Ok(answers) = self.module.with_elf(|elf| Ok(file::name(elf, questions))) else {
-            return Answers::default();
+        let answers = match reader::task_names(&self.module.file, questions) {
+            Ok(answers) => answers,
+            Err(why) => {
+                let path = Text::name(self.path().as_os_str().as_encoded_bytes());
+                tracing::warn!("names of futures in {path} could not be read: {why}");
+                return Answers::default();
+            }
         };
         if let (Some(cache), Some(record)) = (cache, &self.record)
             && start.elapsed() >= WORTH
@@ -160,25 +166,25 @@ fn look(
     exe: &Path,
     cache: Option<&Cache>,
 ) -> Result<Option<OpenModule>, (PathBuf, String)> {
-    let module = Module::open(process.pid, mapping).map_err(|error| {
+    let mut module = Module::open(process.pid, mapping).map_err(|error| {
         use std::os::unix::ffi::OsStrExt as _;
         let path = PathBuf::from(std::ffi::OsStr::from_bytes(&mapping.path));
         (path, format!("{error:#}"))
     })?;
     let path = module.path.clone();
+    let unread = |why: reader::Unread| (path.clone(), why.to_string());
+    module.build_id = reader::build_id(&module.file).map_err(unread)?;
     let is_main = path == exe;
     let start = Instant::now();
     let remembered = cache.and_then(|cache| Record::read(cache, &module, is_main));
-    let read = module.with_elf(|elf| {
-        let file = match &remembered {
-            Some(record) => record.file(),
-            None => file::analyse(elf, is_main).map_err(anyhow::Error::msg)?,
-        };
-        let bias = image::bias(elf, mapping.start, mapping.offset, true);
-        Ok((file, bias))
-    });
+    let analyse = remembered.is_none().then_some(is_main);
+    let place = (mapping.start, mapping.offset);
+    let found = reader::tasks(&module.file, analyse, place).map_err(unread)?;
+    let file = match &remembered {
+        Some(record) => record.file(),
+        None => found.file.map(TaskFile::from),
+    };
     let record = remembered.or_else(|| {
-        let (file, _) = read.as_ref().ok()?;
         let record = Record::new(&module, is_main, file.as_ref())?;
         if let Some(cache) = cache
             && start.elapsed() >= WORTH
@@ -187,16 +193,15 @@ fn look(
         }
         Some(record)
     });
-    match read {
-        Ok((Some(file), Some(bias))) => Ok(Some(OpenModule {
+    match (file, found.bias) {
+        (Some(file), Some(bias)) => Ok(Some(OpenModule {
             module,
             file,
             record,
             bias,
         })),
-        Ok((Some(_), None)) => Err((path, "it is not mapped as its headers say".to_owned())),
-        Ok((None, _)) => Ok(None),
-        Err(error) => Err((path, format!("{error:#}"))),
+        (Some(_), None) => Err((path, "it is not mapped as its headers say".to_owned())),
+        (None, _) => Ok(None),
     }
 }
 

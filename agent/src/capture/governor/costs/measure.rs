@@ -95,12 +95,11 @@ pub fn measure(capture: &mut Capture) -> Costs {
 
 fn on_child(capture: &mut Capture, assumed: Costs, began: Instant) -> Result<Costs> {
     let mut child = trial::start()?;
-    let pid = child.id();
     let costs =
         Subject::of(&mut child).and_then(|mut subject| subject.measure(capture, assumed, began));
-    capture.forget(pid);
     drop(child.kill());
     drop(child.wait());
+    capture.forget(child.id());
     costs
 }
 

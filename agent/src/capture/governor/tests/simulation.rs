@@ -22,6 +22,8 @@ pub(super) struct Law {
     pub(super) size: u64,
     /// Seconds between forks; a child lives for a second.
     pub(super) forks_every: Option<f64>,
+    /// Single-stepped hits per allocation.
+    pub(super) stepped: f64,
     /// What the governor is told beforehand.
     pub(super) profile: Profile,
 }
@@ -38,6 +40,7 @@ impl Law {
             busy: 1.0,
             size: 64,
             forks_every: None,
+            stepped: 0.0,
             profile: Profile::default(),
         }
     }
@@ -57,7 +60,7 @@ pub(super) struct Subject {
     phase: Phase,
     mean: u64,
     reading: Reading,
-    counted: [f64; 4],
+    counted: [f64; 5],
     cpu: f64,
     at: f64,
     hot_now: f64,
@@ -95,7 +98,7 @@ impl Subject {
             phase: Phase::Idle { wake: 0.0 },
             mean: 1,
             reading: Reading::default(),
-            counted: [0.0; 4],
+            counted: [0.0; 5],
             cpu: 0.0,
             at: 0.0,
             hot_now: 0.0,
@@ -124,12 +127,13 @@ impl Subject {
     }
 
     fn reading(&self) -> Reading {
-        let [allocations, bytes, frees, sampled] = self.counted;
+        let [allocations, bytes, frees, sampled, stepped] = self.counted;
         Reading {
             allocations: allocations as u64,
             allocated_bytes: bytes as u64,
             frees: frees as u64,
             sampled: sampled as u64,
+            stepped: stepped as u64,
             ..self.reading
         }
     }
@@ -151,7 +155,7 @@ impl Subject {
             Target::COUNT_ONLY => 0.0,
             mean => 1.0 / sampling::weight(law.size, mean),
         };
-        let cost = costs.pair(&law.profile, 1.0, false) + recorded * costs.recording(&law.profile);
+        let cost = costs.pair(1.0, law.stepped, false) + recorded * costs.recording(&law.profile);
         let load = rate * cost / lanes;
         let slower = (law.busy + load).max(1.0);
         let slowdown = load / slower;
@@ -161,6 +165,7 @@ impl Subject {
             allocations * law.size as f64,
             allocations,
             allocations * recorded,
+            allocations * law.stepped,
         ]) {
             *sum += value;
         }
@@ -352,7 +357,7 @@ impl Subject {
     fn begin(&mut self, mean: u64, now: f64, attach: f64) {
         self.mean = mean;
         self.since = now;
-        self.counted = [0.0; 4];
+        self.counted = [0.0; 5];
         self.hot_now = 0.0;
         self.phase = Phase::Attaching {
             until: now + attach,
