@@ -207,7 +207,7 @@ fn slow_detaching_refuses_breakpoints() {
     let subject = &world.subjects[0];
     assert!(subject.refused && subject.windows == 0);
     assert!(
-        subject.said[0].contains("detaching 400 ms"),
+        subject.said[0].contains("detaching 4800 ms"),
         "{:?}",
         subject.said
     );
